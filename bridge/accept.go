@@ -1,0 +1,307 @@
+package bridge
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"wsbridge/upstream"
+)
+
+// gate is what a handshake may be refused by before the backend is asked; its name is the label of a metric.
+type gate string
+
+const (
+	gateNone        gate = ""
+	gatePath        gate = "path"
+	gateUpgrade     gate = "upgrade"
+	gateDraining    gate = "draining"
+	gateConnections gate = "connections"
+	gateAddress     gate = "connections_per_address"
+	gateRate        gate = "rate"
+	gateOrigin      gate = "origin"
+	gateBackend     gate = "backend"
+)
+
+// retryAfter is what a refused client is told to wait before it comes back, in seconds, where nothing says it better.
+const retryAfter = 5
+
+// ServeHTTP is the client side: it accepts WebSocket handshakes and refuses everything else.
+func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	refuse := func(by gate, status int, format string, args ...any) {
+		b.metrics.refused.WithLabelValues(string(by)).Inc()
+		http.Error(w, fmt.Sprintf(format, args...), status)
+	}
+	path, err := requestPath(r.RequestURI)
+	if err != nil {
+		refuse(gatePath, http.StatusBadRequest, "%s", err)
+		return
+	}
+	if !slices.ContainsFunc(b.config.Paths, func(p Path) bool { return p.match(path) }) {
+		refuse(gatePath, http.StatusNotFound, "nothing here")
+		return
+	}
+	if status, reason := malformed(w.Header(), r); status != 0 {
+		refuse(gateUpgrade, status, "%s", reason)
+		return
+	}
+	if !b.accepting() {
+		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+		refuse(gateDraining, http.StatusServiceUnavailable, "shutting down")
+		return
+	}
+	from := peerOf(r, b.config.TrustedProxies)
+	c, by := b.admit(w, r, from)
+	if by != gateNone {
+		b.conns.Done()
+		switch by {
+		case gateConnections:
+			refuse(by, http.StatusServiceUnavailable, "too many connections")
+		case gateAddress:
+			refuse(by, http.StatusTooManyRequests, "too many connections from your address")
+		case gateRate:
+			refuse(by, http.StatusTooManyRequests, "too many handshakes from your address")
+		case gateOrigin:
+			refuse(by, http.StatusForbidden, "origin %q is not allowed", r.Header.Get("Origin"))
+		}
+		return
+	}
+	header, refused := b.connect(r, c)
+	if refused != nil {
+		b.discard(c)
+		b.metrics.refused.WithLabelValues(string(gateBackend)).Inc()
+		refused(w)
+		return
+	}
+	if err := b.upgrade(w, r, c, header); err != nil {
+		// The backend has accepted the connection, so it is told of the end. The client left while it was opening.
+		c.end(closeVanished(err))
+		b.registry.release(c.key)
+		b.goodbye(c)
+		return
+	}
+	b.metrics.accepted.Inc()
+	// The handler returns, and net/http lets go of the request and its buffers.
+	go c.run()
+}
+
+// admit passes a handshake through the gates that cost nothing to the backend, and registers the connection. By the time the backend
+// hears of it, pushes to it are queued.
+func (b *Bridge) admit(w http.ResponseWriter, r *http.Request, from peer) (*conn, gate) {
+	key := limitKey(from.Address)
+	if by := b.registry.reserve(key, b.config.MaxConnections, b.config.MaxConnectionsPerAddress); by != gateNone {
+		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+		return nil, by
+	}
+	now := time.Now()
+	if ok, wait := b.handshakes.Allow(now, key); !ok {
+		b.registry.release(key)
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+		return nil, gateRate
+	}
+	if !originAllowed(r.Header["Origin"], b.config.AllowedOrigins, r.Host, from.Host) {
+		b.registry.release(key)
+		return nil, gateOrigin
+	}
+	handshake := b.upstream.Handshake(r)
+	handshake.ForwardedFor, handshake.Proto, handshake.Host, handshake.Address = from.ForwardedFor, from.Proto, from.Host, from.realIP()
+	c := b.newConn(record{ID: newID(now), Since: now, Address: from.Address, Handshake: *handshake}, key)
+	b.registry.add(c)
+	return c, gateNone
+}
+
+// connect asks the backend whether it accepts the connection. It returns the headers for the 101, or who writes the refusal.
+func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused func(http.ResponseWriter)) {
+	if !b.upstream.Wants(upstream.Connect) {
+		return nil, nil
+	}
+	c.mu.Lock()
+	event := c.record.event(upstream.Connect, 0, c.record.Since)
+	c.mu.Unlock()
+	event.Subprotocols = websocket.Subprotocols(r)
+	// The client's leaving does not end the POST: its outcome would be unknown, and an accepted connection is owed a disconnect event.
+	ctx, cancel := context.WithTimeoutCause(b.ctx, b.config.HandshakeTimeout, fmt.Errorf("no answer within the handshake's %s", b.config.HandshakeTimeout))
+	defer cancel()
+	reply := b.upstream.Post(ctx, event)
+	if to := reply.To; to != "" && len(reply.Messages) > 0 {
+		if _, known := b.destination(to); !known {
+			reply = unknownDestination(reply)
+		}
+	}
+	b.complain(reply)
+	if reply.Outcome != upstream.Accepted {
+		return nil, func(w http.ResponseWriter) { refusal(w, reply) }
+	}
+	c.mu.Lock()
+	c.record.learn(reply, time.Now())
+	c.record.Subprotocol = reply.Subprotocol
+	c.mu.Unlock()
+	if len(reply.Messages) > 0 {
+		target := c
+		if reply.To != "" {
+			target, _ = b.destination(reply.To)
+		}
+		if target != nil {
+			b.send(target, reply.Messages, false)
+		}
+	}
+	if why := closeFor(reply); why != nil {
+		c.end(why)
+	}
+	header = http.Header{}
+	if reply.Subprotocol != "" {
+		header["Sec-Websocket-Protocol"] = []string{reply.Subprotocol}
+	}
+	if len(reply.SetCookie) > 0 {
+		header["Set-Cookie"] = reply.SetCookie
+	}
+	return header, nil
+}
+
+// unknownDestination turns a reply into an invalid one, for a Ws-To that is no send route.
+func unknownDestination(r *upstream.Reply) *upstream.Reply {
+	return &upstream.Reply{Outcome: upstream.Invalid, Status: r.Status, Err: fmt.Errorf("Ws-To %q: use a send route such as /connections/ID", r.To)}
+}
+
+// refusal answers a handshake that the backend did not accept.
+func refusal(w http.ResponseWriter, r *upstream.Reply) {
+	switch r.Outcome {
+	case upstream.Invalid:
+		http.Error(w, "the backend's answer makes no sense", http.StatusBadGateway)
+		return
+	case upstream.Unreachable, upstream.Uncertain:
+		if r.Status != 0 {
+			break
+		}
+		if r.TimedOut {
+			http.Error(w, "the backend is too slow", http.StatusGatewayTimeout)
+		} else {
+			http.Error(w, "the backend can't be reached", http.StatusBadGateway)
+		}
+		return
+	}
+	for name, values := range r.Header {
+		w.Header()[name] = values
+	}
+	if r.Status >= 500 {
+		http.Error(w, http.StatusText(r.Status), r.Status)
+		return
+	}
+	w.WriteHeader(r.Status)
+	w.Write(r.Body)
+}
+
+// discard forgets a connection that was never accepted, with what was queued for it.
+func (b *Bridge) discard(c *conn) {
+	c.mu.Lock()
+	c.out.discard()
+	c.mu.Unlock()
+	c.cancel(closeVanished(errors.New("the handshake was refused")))
+	b.registry.remove(c.record.ID)
+	b.registry.release(c.key)
+	b.conns.Done()
+}
+
+// upgrade sends the 101 and opens the connection.
+func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header http.Header) error {
+	accept, window, confirm := false, 0, 0
+	if b.config.Compression == "on" {
+		accept, window, confirm = negotiate(r.Header.Values("Sec-WebSocket-Extensions"))
+	}
+	sock, brw, err := takeOver(w, confirm)
+	if err != nil {
+		return err
+	}
+	tune(sock.Conn, b.config.PingInterval+b.config.PongTimeout)
+	upgrader := b.upgrader
+	if upgrader.EnableCompression = accept; accept {
+		// Gorilla takes the first offer of the extension, whatever its parameters. The one we took is the one it is shown.
+		r.Header["Sec-Websocket-Extensions"] = []string{"permessage-deflate"}
+	}
+	ws, err := upgrader.Upgrade(hijacked{w, sock, brw}, r, header)
+	if err != nil {
+		sock.Conn.Close()
+		return err
+	}
+	ws.SetCloseHandler(func(int, string) error { return nil })
+	ws.SetPingHandler(func(payload string) error {
+		c.mu.Lock()
+		c.out.pong([]byte(payload))
+		if !c.out.empty() {
+			c.startWriter()
+		}
+		c.mu.Unlock()
+		return nil
+	})
+	c.mu.Lock()
+	c.socket, c.ws, c.record.Window = sock, ws, window
+	c.mu.Unlock()
+	c.opened()
+	return nil
+}
+
+// malformed says what is wrong with a handshake (RFC 6455, 4.2.1), or 0.
+func malformed(header http.Header, r *http.Request) (status int, reason string) {
+	if !tokens(r.Header["Upgrade"], "websocket") || !r.ProtoAtLeast(1, 1) {
+		header.Set("Upgrade", "websocket")
+		header.Set("Connection", "Upgrade")
+		return http.StatusUpgradeRequired, "this address speaks WebSocket: send Upgrade: websocket (RFC 6455)"
+	}
+	if r.Method != http.MethodGet {
+		header.Set("Allow", http.MethodGet)
+		return http.StatusMethodNotAllowed, "a WebSocket handshake is a GET"
+	}
+	if !tokens(r.Header["Connection"], "upgrade") {
+		return http.StatusBadRequest, "the Connection header lacks the token upgrade"
+	}
+	if version := r.Header.Get("Sec-WebSocket-Version"); version != "13" {
+		header.Set("Sec-WebSocket-Version", "13")
+		return http.StatusUpgradeRequired, fmt.Sprintf("Sec-WebSocket-Version is %q: only 13 is spoken here", version)
+	}
+	keys := r.Header["Sec-Websocket-Key"]
+	if len(keys) != 1 {
+		return http.StatusBadRequest, fmt.Sprintf("Sec-WebSocket-Key is there %d times: once is required", len(keys))
+	}
+	if raw, err := base64.StdEncoding.DecodeString(keys[0]); err != nil || len(raw) != 16 {
+		return http.StatusBadRequest, "Sec-WebSocket-Key is not 16 bytes in base64"
+	}
+	if r.ContentLength != 0 {
+		return http.StatusBadRequest, "a WebSocket handshake has no body"
+	}
+	seen := map[string]bool{}
+	for _, name := range websocket.Subprotocols(r) {
+		if !token(name) || seen[name] {
+			return http.StatusBadRequest, fmt.Sprintf("Sec-WebSocket-Protocol: %q is no token, or is there twice", name)
+		}
+		seen[name] = true
+	}
+	return 0, ""
+}
+
+// tokens reports whether a comma-separated list of tokens has this one, in any case.
+func tokens(lines []string, want string) bool {
+	for _, line := range lines {
+		for item := range strings.SplitSeq(line, ",") {
+			if strings.EqualFold(strings.TrimSpace(item), want) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// token reports whether s is a token of RFC 9110, 5.6.2.
+func token(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, r)
+	})
+}

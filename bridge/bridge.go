@@ -1,0 +1,159 @@
+// Package bridge is what a WebSocket client is to us: it accepts connections, keeps them, carries messages between client and
+// backend, takes the backend's pushes, and ends each connection with one code and one goodbye. It is the only package that
+// knows gorilla.
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"wsbridge/ratelimit"
+	"wsbridge/upstream"
+)
+
+// Bridge serves clients on one side and pushes on the other.
+type Bridge struct {
+	config     Config
+	rates      ratelimit.Config
+	handshakes *ratelimit.Handshakes
+	upstream   *upstream.Client
+	log        *slog.Logger
+	metrics    *metrics
+	registry   registry
+	upgrader   websocket.Upgrader
+	frames     frames
+	scratch    sync.Pool // of *bytes.Buffer, to read messages into
+
+	ctx      context.Context // of the POSTs: it outlives the clients and ends with the drain
+	stop     context.CancelCauseFunc
+	conns    sync.WaitGroup // connections, until their goodbye is handed over
+	goodbyes goodbyes
+
+	serving  atomic.Bool
+	mu       sync.Mutex // guards draining: no connection is accepted behind the drain's back
+	draining bool
+}
+
+var errDrained = errors.New("the time to drain is over")
+
+// New returns a bridge to the backend. It serves clients and pushes once its handlers are given listeners.
+func New(config Config, rates ratelimit.Config, client *upstream.Client, log *slog.Logger, registry prometheus.Registerer) *Bridge {
+	b := &Bridge{
+		config: config, rates: rates, handshakes: ratelimit.NewHandshakes(rates), upstream: client, log: log,
+		scratch: sync.Pool{New: func() any { return new(bytes.Buffer) }},
+		upgrader: websocket.Upgrader{
+			HandshakeTimeout: config.WriteTimeout,
+			CheckOrigin:      func(*http.Request) bool { return true }, // a gate of ours
+			WriteBufferPool:  &sync.Pool{},                             // or each connection would keep a buffer that we never write through
+		},
+	}
+	b.registry.open, b.registry.addresses = map[string]*conn{}, map[netip.Prefix]int{}
+	b.ctx, b.stop = context.WithCancelCause(context.Background())
+	b.metrics = newMetrics(registry, b)
+	return b
+}
+
+// Serving says that the listeners are open: /readyz turns to 200.
+func (b *Bridge) Serving() { b.serving.Store(true) }
+
+// drainStep is the longest pause between two closes of a drain: few connections need no spreading.
+const drainStep = 100 * time.Millisecond
+
+// Drain ends every connection within the given time: new ones are refused, answers under way are delivered, the closes (1001) are spread
+// over the first two thirds, and disconnect events are posted. What is not done by then is cut. It returns how many disconnect
+// events were lost.
+func (b *Bridge) Drain(limit time.Duration) (lost int) {
+	b.mu.Lock()
+	b.draining = true
+	b.mu.Unlock()
+	end := time.AfterFunc(limit, func() { b.stop(errDrained) })
+	defer end.Stop()
+
+	done := make(chan struct{})
+	go func() {
+		b.conns.Wait()
+		close(done)
+	}()
+	conns := b.registry.after("")
+	if len(conns) > 0 {
+		step := min(limit*2/3/time.Duration(len(conns)), drainStep)
+		start := time.Now()
+	spread:
+		for i, c := range conns {
+			select {
+			case <-time.After(time.Until(start.Add(time.Duration(i) * step))):
+				c.end(closeShutdown())
+			case <-b.ctx.Done():
+				break spread
+			}
+		}
+	}
+	select {
+	case <-done:
+	case <-b.ctx.Done():
+		// A POST under way ends now, its connection says 1011 if it still can, and that is all there is time for.
+		for _, c := range b.registry.after("") {
+			c.end(closeShutdown())
+		}
+		select {
+		case <-done:
+		case <-time.After(time.Second):
+		}
+	}
+	return b.goodbyes.drain()
+}
+
+// accepting counts a connection in, unless the drain has begun.
+func (b *Bridge) accepting() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.draining {
+		return false
+	}
+	b.conns.Add(1)
+	return true
+}
+
+func (b *Bridge) isDraining() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.draining
+}
+
+// send queues messages for a connection as one frame. With later set the caller starts the writer.
+func (b *Bridge) send(c *conn, messages []upstream.Payload, later bool) bool {
+	c.mu.Lock()
+	window := c.record.Window
+	c.mu.Unlock()
+	return c.enqueue(b.frames.build(messages, window), later)
+}
+
+// destination returns the connection that a send route names, nil where it is gone, and whether the route makes sense.
+func (b *Bridge) destination(route string) (target *conn, known bool) {
+	id, ok := strings.CutPrefix(route, "/connections/")
+	if !ok || id == "" || strings.ContainsAny(id, "/?#") {
+		return nil, false
+	}
+	return b.registry.find(id), true
+}
+
+// complain writes the one line about a reply that an operator has to do something about.
+func (b *Bridge) complain(r *upstream.Reply) {
+	switch r.Outcome {
+	case upstream.Misconfigured, upstream.Redirected, upstream.Invalid, upstream.Failed, upstream.Forbidden, upstream.Refused:
+		if r.Err != nil && len(r.Messages) == 0 {
+			b.log.Warn("the backend's answer ends a connection", "url", b.upstream.URL(), "status", r.Status, "outcome", r.Outcome.String(), "error", r.Err)
+		}
+	}
+}

@@ -1,0 +1,289 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"wsbridge/ratelimit"
+	"wsbridge/upstream"
+)
+
+// closeWait is how long a client may take to answer our close frame, and then to close its side.
+const closeWait = 3 * time.Second
+
+// conn is one connection: a record, a socket, and what runs while something happens. Its reader lives as long as the client; the
+// forwarder while messages wait for the backend; the writer while something waits for the client; the parting once, at the end.
+//
+//	reader → inbox → forwarder → backend → queue → writer → client
+//	                             pushes  ↗
+type conn struct {
+	bridge *Bridge
+	ctx    context.Context // ends with the connection; its cause is the *Close
+	cancel context.CancelCauseFunc
+	key    netip.Prefix // what the connection counts under
+	socket *socket
+	ws     *websocket.Conn // reads; never written to after the 101
+	rate   *ratelimit.Connection
+	timer  *time.Timer // the next thing that time brings: see tick
+
+	parted chan struct{}  // closed when the close frame is out, or never will be
+	tasks  sync.WaitGroup // forwarder, writer, parting
+
+	lastMessage atomic.Int64 // either way, Unix nanoseconds
+	standing    atomic.Bool  // we have stopped reading: silence says nothing of the client
+
+	mu      sync.Mutex // guards the following
+	changed sync.Cond  // inbox, pending, the end
+	record  record
+	opening bool // the 101 is not out yet
+	over    bool // no task is started any more
+
+	inbox      []message
+	inboxBytes int64
+	pending    int    // messages read and not settled: in the inbox, under way, or held by the rate
+	unposted   int    // messages that were not posted, since the one before them ended the connection
+	failed     *Close // how the connection would have ended on a reply, had it not been ending already
+	forwarding bool
+
+	out     queue
+	writing bool
+
+	nextPing time.Time
+	pinged   time.Time // when the ping that is out was written; zero: none, or answered
+}
+
+// message is what a client sent.
+type message struct {
+	body     upstream.Payload
+	position int64
+	at       time.Time
+}
+
+// cost is what the message counts against the inbox: an empty one takes memory too.
+func (m message) cost() int64 { return int64(len(m.body.Data)) + 64 }
+
+func (b *Bridge) newConn(rec record, key netip.Prefix) *conn {
+	c := &conn{bridge: b, key: key, record: rec, opening: true, rate: b.rates.Connection(), parted: make(chan struct{})}
+	c.changed.L = &c.mu
+	// Not a child of the bridge's context: that one ends the POSTs, and a connection still says goodbye then.
+	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(b.ctx))
+	c.lastMessage.Store(rec.Since.UnixNano())
+	return c
+}
+
+// end ends the connection. The first reason counts; later calls do nothing.
+func (c *conn) end(why *Close) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx.Err() != nil {
+		return
+	}
+	c.cancel(why)
+	c.bridge.registry.remove(c.record.ID)
+	c.changed.Broadcast()
+	if !c.opening {
+		c.tasks.Go(c.part)
+	}
+}
+
+// ending returns why the connection ends, or nil while it is open.
+func (c *conn) ending() *Close {
+	if c.ctx.Err() == nil {
+		return nil
+	}
+	return context.Cause(c.ctx).(*Close)
+}
+
+// verdict is how the connection ended in the end: where we promised the last answers and one of them failed, the client is told. The
+// lock is held.
+func (c *conn) verdict() *Close {
+	why := c.ending()
+	if why.answers == allAnswers && c.failed != nil {
+		return c.failed
+	}
+	return why
+}
+
+// opened lets the queue go out: the 101 has been sent.
+func (c *conn) opened() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.opening = false
+	c.nextPing = time.Now().Add(c.bridge.pingPhase())
+	c.timer = time.AfterFunc(time.Hour, c.tick)
+	c.schedule(time.Now())
+	if c.ctx.Err() != nil {
+		c.tasks.Go(c.part)
+	} else if !c.out.empty() {
+		c.startWriter()
+	}
+}
+
+// run serves the connection until everything about it is done but its disconnect event, which it leaves to the bridge.
+func (c *conn) run() {
+	c.end(c.read())
+	<-c.parted
+	c.socket.finish(closeWait)
+	c.timer.Stop()
+	c.bridge.registry.release(c.key)
+
+	c.mu.Lock()
+	c.over = true // whoever starts a task does so under the lock, so none starts behind the Wait
+	c.mu.Unlock()
+	c.tasks.Wait()
+
+	c.bridge.goodbye(c)
+}
+
+// part is the end of the conversation: the answers that are still due, what is queued, the close frame.
+func (c *conn) part() {
+	why := c.ending()
+	if why.silent {
+		c.mu.Lock()
+		c.out.discard()
+		c.mu.Unlock()
+		c.socket.Conn.Close() // a write that is under way ends now
+		close(c.parted)
+		return
+	}
+	c.mu.Lock()
+	if why.abandon {
+		c.abandon()
+	}
+	if why.answers > 0 && c.pending > 0 {
+		expired := false
+		var alarm *time.Timer
+		if why.answers < allAnswers {
+			alarm = time.AfterFunc(why.answers, func() {
+				c.mu.Lock()
+				expired = true
+				c.mu.Unlock()
+				c.changed.Broadcast()
+			})
+		}
+		for c.pending > 0 && !expired && !c.out.shut {
+			c.changed.Wait()
+		}
+		if alarm != nil {
+			alarm.Stop()
+		}
+	}
+	if !c.out.shut {
+		c.out.end(controlFrame(nil, opClose, c.verdict().body()), why.urgent)
+		c.startWriter()
+	}
+	c.mu.Unlock()
+
+	select {
+	case <-c.parted:
+		c.socket.SetReadDeadline(time.Now().Add(closeWait))
+	case <-time.After(c.bridge.config.WriteTimeout):
+		// What is queued takes too long to go out. The socket's end ends the writer, and that the parting.
+		c.socket.Conn.Close()
+	}
+}
+
+// enqueue sends a frame to the client, now or behind what waits. It returns false when the connection has ended, or ends by this, its
+// queue being full. With later set the caller starts the writer.
+func (c *conn) enqueue(f frame, later bool) bool {
+	c.mu.Lock()
+	if c.out.shut || c.ctx.Err() != nil && context.Cause(c.ctx).(*Close).answers == 0 {
+		c.mu.Unlock()
+		return false
+	}
+	dropped, ok := c.out.add(f, c.bridge.config.SendBuffer, c.bridge.config.SlowClient)
+	if dropped > 0 {
+		c.record.Dropped += uint64(dropped)
+		c.bridge.metrics.dropped.WithLabelValues("slow_client").Add(float64(dropped))
+	}
+	if ok && !later {
+		c.startWriter()
+	}
+	c.mu.Unlock()
+	if !ok {
+		c.end(closeSlow(nil))
+	}
+	return ok
+}
+
+// startWriter starts the writer unless there is one. The lock is held.
+func (c *conn) startWriter() {
+	if !c.writing && !c.opening && !c.over {
+		c.writing = true
+		c.tasks.Go(c.write)
+	}
+}
+
+// write is the writer: it lives while something waits.
+func (c *conn) write() {
+	for {
+		c.mu.Lock()
+		if c.out.empty() {
+			c.writing = false
+			c.mu.Unlock()
+			return
+		}
+		var wire []byte
+		var f frame
+		ping, last := false, false
+		switch q := &c.out; {
+		case len(q.pongs) > 0:
+			wire, q.pongs = q.pongs, nil
+		case q.ping:
+			wire, q.ping, ping = controlFrame(nil, opPing, nil), false, true
+		case len(q.messages) > 0:
+			f = q.take()
+			wire = f.wire
+		default:
+			wire, q.last, last = q.last, nil, true
+		}
+		c.mu.Unlock()
+
+		if err := c.socket.send(wire, c.bridge.config.WriteTimeout); err != nil {
+			c.writeFailed(err)
+			return
+		}
+		c.mu.Lock()
+		if f.messages > 0 {
+			c.record.MessagesOut += uint64(f.messages)
+			c.record.BytesOut += uint64(f.payload)
+			c.bridge.metrics.sent(f.messages, f.payload)
+			c.lastMessage.Store(time.Now().UnixNano())
+		}
+		if ping {
+			c.pinged = time.Now()
+			c.schedule(c.pinged)
+		}
+		if last {
+			c.out.discard()
+			close(c.parted)
+		}
+		c.mu.Unlock()
+	}
+}
+
+// writeFailed is the end of all writing: a frame may be torn, so not even a close frame can follow.
+func (c *conn) writeFailed(err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.end(closeSlow(err))
+	} else {
+		c.end(closeVanished(err))
+	}
+	c.mu.Lock()
+	c.out.discard()
+	c.writing = false
+	c.changed.Broadcast()
+	silent := c.ending().silent
+	c.mu.Unlock()
+	c.socket.Conn.Close()
+	if !silent {
+		close(c.parted) // a silent parting closes it by itself
+	}
+}

@@ -1,0 +1,92 @@
+package bridge
+
+import (
+	"time"
+
+	"wsbridge/upstream"
+)
+
+// forward is the forwarder: it posts what waits in the inbox, one message at a time, and brings the answers to the client.
+func (c *conn) forward() {
+	for {
+		c.mu.Lock()
+		if len(c.inbox) == 0 {
+			c.forwarding = false
+			// The answer waits to be written, and this goroutine has nothing else to do: it becomes the writer.
+			write := !c.writing && !c.opening && !c.out.empty()
+			c.writing = c.writing || write
+			c.mu.Unlock()
+			if write {
+				c.write()
+			}
+			return
+		}
+		m := c.inbox[0]
+		c.inbox[0] = message{}
+		c.inbox = c.inbox[1:]
+		c.inboxBytes -= m.cost()
+		if len(c.inbox) == 0 {
+			c.inbox = nil
+		}
+		event := c.record.event(upstream.Message, m.position, m.at)
+		event.Body = m.body
+		c.changed.Broadcast() // there is room
+		c.mu.Unlock()
+
+		c.apply(c.bridge.upstream.Post(c.bridge.ctx, event))
+
+		c.mu.Lock()
+		c.settle()
+		if len(c.inbox) > 0 && !c.out.empty() {
+			c.startWriter()
+		}
+		c.mu.Unlock()
+	}
+}
+
+// apply does what the reply to a message says.
+func (c *conn) apply(reply *upstream.Reply) {
+	target, why := c, closeFor(reply)
+	if reply.To != "" && len(reply.Messages) > 0 {
+		var known bool
+		if target, known = c.bridge.destination(reply.To); !known {
+			reply = unknownDestination(reply)
+			why = closeFor(reply)
+		}
+	}
+	c.bridge.complain(reply)
+	if reply.Outcome == upstream.Accepted {
+		c.mu.Lock()
+		c.record.learn(reply, time.Now())
+		c.mu.Unlock()
+	}
+	if len(reply.Messages) > 0 && target != nil {
+		c.bridge.send(target, reply.Messages, target == c)
+	}
+	if why == nil {
+		return
+	}
+	if why.abandon {
+		c.mu.Lock()
+		c.abandon()
+		if c.failed == nil && c.ctx.Err() != nil {
+			c.failed = why
+		}
+		c.mu.Unlock()
+	}
+	c.end(why)
+}
+
+// abandon drops the messages that wait: the one before them ended the connection, and the client knows from the code. The lock is held.
+func (c *conn) abandon() {
+	c.unposted += len(c.inbox)
+	c.pending -= len(c.inbox)
+	c.inbox, c.inboxBytes = nil, 0
+	c.changed.Broadcast()
+}
+
+// settle counts a message as done with. The lock is held.
+func (c *conn) settle() {
+	c.pending--
+	c.changed.Broadcast()
+}

@@ -1,0 +1,88 @@
+package bridge
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// pingPhase is when a connection's first ping is due: anywhere in the interval, so that pings don't come in waves.
+func (b *Bridge) pingPhase() time.Duration {
+	return rand.N(b.config.PingInterval) + 1
+}
+
+// tick does what is due: a ping, or the end of a connection that is dead, idle or old.
+func (c *conn) tick() {
+	now := time.Now()
+	c.mu.Lock()
+	if c.ctx.Err() != nil {
+		c.mu.Unlock()
+		return
+	}
+	var why *Close
+	switch config := c.bridge.config; {
+	case c.silent() && !now.Before(c.pinged.Add(config.PongTimeout)):
+		why = closeHeartbeat()
+	case config.MaxAge > 0 && !now.Before(c.bridge.expiry(&c.record)):
+		why = closeOld()
+	case config.IdleTimeout > 0 && !now.Before(c.lastUse().Add(config.IdleTimeout)):
+		why = closeIdle()
+	case !now.Before(c.nextPing):
+		c.out.ping = true
+		c.startWriter()
+		c.nextPing = now.Add(config.PingInterval)
+	}
+	if why == nil {
+		c.schedule(now)
+	}
+	c.mu.Unlock()
+	if why != nil {
+		c.end(why)
+	}
+}
+
+// schedule sets the timer to what is due next. The lock is held.
+func (c *conn) schedule(now time.Time) {
+	config := c.bridge.config
+	next := c.nextPing
+	if c.silent() {
+		next = earlier(next, c.pinged.Add(config.PongTimeout))
+	}
+	if config.MaxAge > 0 {
+		next = earlier(next, c.bridge.expiry(&c.record))
+	}
+	if config.IdleTimeout > 0 {
+		next = earlier(next, c.lastUse().Add(config.IdleTimeout))
+	}
+	c.timer.Reset(max(next.Sub(now), 0))
+}
+
+// silent reports whether nothing has come since the last ping went out, while we were reading. The lock is held.
+func (c *conn) silent() bool {
+	return !c.pinged.IsZero() && !c.standing.Load() && c.socket.heard.Load() < c.pinged.UnixNano()
+}
+
+// lastUse is when the last message came or went; a message that is being answered is use as well. The lock is held.
+func (c *conn) lastUse() time.Time {
+	if c.pending > 0 {
+		return time.Now()
+	}
+	return time.Unix(0, c.lastMessage.Load())
+}
+
+// expiry is when the connection is too old: up to a tenth before its maximum age, the same moment whenever it is asked, so that
+// connections that came together don't go together.
+func (b *Bridge) expiry(r *record) time.Time {
+	var hash uint64 = 14695981039346656037 // FNV-1a of the id, which is random
+	for i := range len(r.ID) {
+		hash = (hash ^ uint64(r.ID[i])) * 1099511628211
+	}
+	share := float64(hash>>11) / (1 << 53)
+	return r.Since.Add(b.config.MaxAge - time.Duration(share*float64(b.config.MaxAge)/10))
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}

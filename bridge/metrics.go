@@ -1,0 +1,86 @@
+package bridge
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics count at the doors. Labels come from closed sets of ours: codes that a client or the backend chose are not labels.
+type metrics struct {
+	accepted prometheus.Counter
+	messages *prometheus.CounterVec // by direction
+	bytes    *prometheus.CounterVec // by direction
+	closes   *prometheus.CounterVec // by code
+	refused  *prometheus.CounterVec // by gate
+	pushes   *prometheus.CounterVec // by verdict
+	dropped  *prometheus.CounterVec // by reason
+
+	in, out           prometheus.Counter
+	bytesIn, bytesOut prometheus.Counter
+}
+
+func newMetrics(registry prometheus.Registerer, b *Bridge) *metrics {
+	counter := func(name, help string, label string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	}
+	m := &metrics{
+		accepted: prometheus.NewCounter(prometheus.CounterOpts{Name: "wsbridge_connections_accepted_total", Help: "Connections that the backend accepted."}),
+		messages: counter("wsbridge_messages_total", "Messages from clients (in) and to them (out).", "direction"),
+		bytes:    counter("wsbridge_message_bytes_total", "Bytes of messages from clients (in) and to them (out), before compression.", "direction"),
+		closes:   counter("wsbridge_closes_total", "Ended connections, by our close code; client: it closed or vanished by itself; backend: a code of its own.", "code"),
+		refused:  counter("wsbridge_handshakes_refused_total", "Handshakes refused, by gate.", "gate"),
+		pushes:   counter("wsbridge_pushes_total", "Pushes, by verdict.", "verdict"),
+		dropped:  counter("wsbridge_dropped_total", "Messages and disconnect events that were dropped, by reason.", "reason"),
+	}
+	m.in, m.out = m.messages.WithLabelValues("in"), m.messages.WithLabelValues("out")
+	m.bytesIn, m.bytesOut = m.bytes.WithLabelValues("in"), m.bytes.WithLabelValues("out")
+	if registry != nil {
+		registry.MustRegister(m.accepted, m.messages, m.bytes, m.closes, m.refused, m.pushes, m.dropped,
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_connections", Help: "Connections open or opening."},
+				func() float64 { return float64(b.registry.count()) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_goodbyes_waiting", Help: "Disconnect events that the backend has not taken yet."},
+				func() float64 { return float64(b.goodbyes.count()) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_queue_bytes", Help: "Bytes that wait to be written to clients."},
+				func() float64 { return float64(b.queued()) }))
+	}
+	return m
+}
+
+func (m *metrics) received(bytes int) {
+	m.in.Inc()
+	m.bytesIn.Add(float64(bytes))
+}
+
+func (m *metrics) sent(messages, bytes int) {
+	m.out.Add(float64(messages))
+	m.bytesOut.Add(float64(bytes))
+}
+
+func (m *metrics) ended(why *Close) {
+	label := byBackend
+	switch why.Code {
+	case 1000, 1001, 1002, 1007, 1008, 1009, 1011, 1012, 1013, 3000, 3003, 3008:
+		label = strconv.Itoa(why.Code)
+	}
+	if why.By == byClient {
+		label = byClient
+	}
+	m.closes.WithLabelValues(label).Inc()
+}
+
+// queued is the sum of what waits for clients, in bytes.
+func (b *Bridge) queued() (bytes int64) {
+	for _, c := range b.registry.after("") {
+		c.mu.Lock()
+		bytes += c.out.bytes
+		c.mu.Unlock()
+	}
+	return bytes
+}
+
+func (g *goodbyes) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.waiting)
+}

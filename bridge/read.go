@@ -1,0 +1,175 @@
+package bridge
+
+import (
+	"bytes"
+	"compress/flate"
+	"errors"
+	"io"
+	"time"
+	"unicode/utf8"
+
+	"github.com/gorilla/websocket"
+
+	"wsbridge/ratelimit"
+	"wsbridge/upstream"
+)
+
+// read takes messages from the client until it has left, broke a rule, or the connection's end has been sealed with close frames. After
+// the connection's end it reads on, for the client's close frame, and lets messages go.
+func (c *conn) read() *Close {
+	for {
+		kind, r, err := c.ws.NextReader()
+		if err != nil {
+			return c.readFailed(err)
+		}
+		// Where the message's first header ended: the same for whoever reads this stream.
+		m := message{position: c.socket.position(), at: time.Now()}
+		data, why := c.body(r)
+		if why != nil {
+			return why
+		}
+		if kind == websocket.TextMessage && !utf8.Valid(data) {
+			return closeInvalidText("text that is not UTF-8")
+		}
+		m.body = upstream.Payload{Binary: kind == websocket.BinaryMessage, Data: data}
+		if why := c.take(m); why != nil {
+			return why
+		}
+	}
+}
+
+// take brings a message into the inbox, as soon as the rate allows.
+func (c *conn) take(m message) *Close {
+	c.mu.Lock()
+	c.record.Position = c.socket.position()
+	if c.ctx.Err() != nil {
+		c.mu.Unlock()
+		return nil // the client knows from the close code
+	}
+	c.record.MessagesIn++
+	c.record.BytesIn += uint64(len(m.body.Data))
+	c.pending++ // from here on it is posted, or the connection ends with a code that says so
+	c.mu.Unlock()
+	c.lastMessage.Store(m.at.UnixNano())
+	c.bridge.metrics.received(len(m.body.Data))
+
+	var why *Close
+	if c.rate != nil {
+		why = c.throttle(len(m.body.Data))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ending := c.ending()
+	if why != nil || ending != nil && ending.abandon || !c.bridge.upstream.Wants(upstream.Message) {
+		c.settle()
+		return why
+	}
+	c.inbox = append(c.inbox, m)
+	c.inboxBytes += m.cost()
+	if !c.forwarding {
+		c.forwarding = true
+		c.tasks.Go(c.forward)
+	}
+	return nil
+}
+
+// throttle waits until the rate allows a message of that many bytes, or says that the client is flooding.
+func (c *conn) throttle(size int) *Close {
+	if c.bridge.rates.Policy == ratelimit.End {
+		if !c.rate.Allow(time.Now(), size) {
+			return closeFlooding()
+		}
+		return nil
+	}
+	wait := c.rate.Take(time.Now(), size)
+	if wait <= 0 {
+		return nil
+	}
+	c.stand()
+	defer c.goOn()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-c.ctx.Done():
+	}
+	return nil
+}
+
+// body reads one message, as far as the inbox has room for it, and at most Config.MaxMessage bytes.
+func (c *conn) body(r io.Reader) ([]byte, *Close) {
+	limit := c.bridge.config.MaxMessage
+	scratch := c.bridge.scratch.Get().(*bytes.Buffer)
+	defer c.bridge.scratch.Put(scratch)
+	scratch.Reset()
+	for {
+		size := int64(scratch.Len())
+		// One byte more than allowed tells a message that is too big; bytes.MinRead keeps the buffer growing by doubling.
+		n, err := io.Copy(scratch, io.LimitReader(r, min(c.room(size), limit+1-size)))
+		if scratch.Len() > int(limit) {
+			return nil, closeTooBig(limit)
+		}
+		if err != nil {
+			return nil, c.readFailed(err)
+		}
+		if n == 0 {
+			break
+		}
+	}
+	data := bytes.Clone(scratch.Bytes())
+	if scratch.Cap() > 64<<10 {
+		*scratch = bytes.Buffer{} // one large message must not keep its buffer in the pool for good
+	}
+	return data, nil
+}
+
+// room waits until more of a message may be read of which held bytes are here, and returns how many: what waits in the inbox and the
+// message being read make at most one Config.MaxMessage, but an empty inbox takes any message.
+func (c *conn) room(held int64) int64 {
+	limit := c.bridge.config.MaxMessage
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	free := func() int64 {
+		if len(c.inbox) == 0 || c.ctx.Err() != nil {
+			return limit + 1
+		}
+		return limit - c.inboxBytes - held
+	}
+	if n := free(); n > 0 {
+		return n
+	}
+	c.stand()
+	for free() <= 0 {
+		c.changed.Wait()
+	}
+	c.goOn()
+	return free()
+}
+
+// stand stops the clock that waits for a pong, while we don't read; goOn starts it anew.
+func (c *conn) stand() { c.standing.Store(true) }
+
+func (c *conn) goOn() {
+	c.socket.heard.Store(time.Now().UnixNano())
+	c.standing.Store(false)
+}
+
+// readFailed returns how the connection ends on an error of gorilla's: the client's own close, a broken line, or a broken rule.
+func (c *conn) readFailed(err error) *Close {
+	c.mu.Lock()
+	c.record.Position = c.socket.position()
+	c.mu.Unlock()
+	if c.socket.err != nil {
+		return closeVanished(c.socket.err)
+	}
+	if closed, ok := errors.AsType[*websocket.CloseError](err); ok {
+		return closeByClient(closed.Code, closed.Text)
+	}
+	if _, ok := errors.AsType[flate.CorruptInputError](err); ok {
+		return closeInvalidText("compressed data that does not inflate")
+	}
+	if errors.Is(err, websocket.ErrReadLimit) { // a frame that says it has over 2⁶³ bytes
+		return closeTooBig(c.bridge.config.MaxMessage)
+	}
+	return closeProtocol(err)
+}

@@ -1,0 +1,80 @@
+package bridge
+
+import (
+	"crypto/rand"
+	"encoding/base32"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"wsbridge/upstream"
+)
+
+// record is what a connection is apart from its socket: one plain value. Everything else (goroutines, buffers, gorilla's Conn) can be
+// thrown away and built anew from the two wherever the connection stands between two messages.
+type record struct {
+	ID          string
+	Since       time.Time
+	Address     netip.Addr
+	Handshake   upstream.Handshake
+	Subprotocol string
+	Window      int // bits of the window our compressed messages may use; 0: no compression
+	User, State string
+	Groups      []string // sorted
+	Sequence    uint64   // of the last event
+	Position    int64    // in the client's stream: the end of what was read of it
+
+	MessagesIn, MessagesOut uint64
+	BytesIn, BytesOut       uint64
+	Dropped                 uint64 // messages a slow client lost
+}
+
+// idAlphabet keeps the order of the bytes it encodes, is safe in a URL and has no letters that look alike in one case.
+const idAlphabet = "0123456789abcdefghijklmnopqrstuv"
+
+// newID returns an id of 36 characters: 48 bits of milliseconds, so that ids sort by time, and 128 random bits, so that nobody
+// guesses one.
+func newID(now time.Time) string {
+	var raw [22]byte
+	var stamp [8]byte
+	binary.BigEndian.PutUint64(stamp[:], uint64(now.UnixMilli()))
+	copy(raw[:6], stamp[2:])
+	rand.Read(raw[6:]) // never fails, since Go 1.24
+	return base32.NewEncoding(idAlphabet).WithPadding(base32.NoPadding).EncodeToString(raw[:])
+}
+
+// event returns the connection's next event. The position is where the client's stream stood when it happened: with the connection's
+// own id it makes an id that comes out the same whoever computes it.
+func (r *record) event(kind upstream.Type, position int64, at time.Time) *upstream.Event {
+	r.Sequence++
+	handshake := r.Handshake // a copy: the cookie may change while this event is under way
+	return &upstream.Event{
+		Type: kind, ID: r.ID + "-" + strconv.FormatInt(position, 10), Time: at, ConnectionID: r.ID, Sequence: r.Sequence, Attempt: 1,
+		UserID: r.User, State: r.State, Subprotocol: r.Subprotocol, Handshake: &handshake,
+	}
+}
+
+// learn takes over what a reply says of the connection itself.
+func (r *record) learn(reply *upstream.Reply, now time.Time) {
+	if reply.User != nil {
+		r.User = *reply.User
+	}
+	if reply.State != nil {
+		r.State = *reply.State
+	}
+	for _, group := range reply.Join {
+		if i, found := slices.BinarySearch(r.Groups, group); !found {
+			r.Groups = slices.Insert(r.Groups, i, group)
+		}
+	}
+	for _, group := range reply.Leave {
+		if i, found := slices.BinarySearch(r.Groups, group); found {
+			r.Groups = slices.Delete(r.Groups, i, i+1)
+		}
+	}
+	if len(reply.SetCookie) > 0 {
+		r.Handshake.SetCookie(reply.SetCookie, now)
+	}
+}

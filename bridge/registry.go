@@ -1,0 +1,89 @@
+package bridge
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+)
+
+// registry knows the connections that are open or opening, and counts those that still have a socket.
+type registry struct {
+	mu        sync.Mutex // guards the following
+	open      map[string]*conn
+	sockets   int
+	addresses map[netip.Prefix]int
+}
+
+// reserve counts a connection before it exists. It returns the gate that refuses it, or none.
+func (g *registry) reserve(key netip.Prefix, total, perAddress int) gate {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.sockets >= total {
+		return gateConnections
+	}
+	// An address that is not known is many clients: they share a proxy's unix socket.
+	if perAddress > 0 && key.IsValid() && g.addresses[key] >= perAddress {
+		return gateAddress
+	}
+	g.sockets++
+	g.addresses[key]++
+	return gateNone
+}
+
+// release gives back what reserve took.
+func (g *registry) release(key netip.Prefix) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.sockets--
+	if g.addresses[key]--; g.addresses[key] == 0 {
+		delete(g.addresses, key)
+	}
+}
+
+// add makes a connection known.
+func (g *registry) add(c *conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.open[c.record.ID] = c
+}
+
+// remove forgets a connection: from now on it is gone for a pusher.
+func (g *registry) remove(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.open, id)
+}
+
+// find returns the connection with this id, or nil.
+func (g *registry) find(id string) *conn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.open[id]
+}
+
+// count returns how many connections are open or opening.
+func (g *registry) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.open)
+}
+
+// after returns the connections whose ids sort behind id, oldest first.
+func (g *registry) after(id string) []*conn {
+	g.mu.Lock()
+	found := make(map[string]*conn, len(g.open))
+	ids := make([]string, 0, len(g.open))
+	for other, c := range g.open {
+		if other > id {
+			found[other] = c
+			ids = append(ids, other)
+		}
+	}
+	g.mu.Unlock()
+	slices.Sort(ids)
+	conns := make([]*conn, len(ids))
+	for i, other := range ids {
+		conns[i] = found[other]
+	}
+	return conns
+}

@@ -1,0 +1,133 @@
+package bridge
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// readBuffer is gorilla's read buffer, in bytes: the smallest that holds a control frame whole. A connection keeps it all its life.
+const readBuffer = 512
+
+// writeChunk is how much is written under one deadline, in bytes: a large message on a slow line is fine as long as it gets on.
+const writeChunk = 64 << 10
+
+// socket is the client's socket as gorilla sees it. Gorilla reads from it and writes the 101; whatever it would write later (it closes
+// on protocol errors by itself) is swallowed, for frames are written by the connection's writer alone.
+type socket struct {
+	net.Conn // the interface, not *net.TCPConn: its method set would give gorilla a way around our Write
+
+	buffer   *bufio.Reader // gorilla's, over this socket
+	early    []byte        // what the client sent behind its handshake, already read by net/http
+	window   int           // server_max_window_bits the client asked for; 0: none
+	upgraded bool
+	read     int64 // bytes given to gorilla
+	err      error // of the last read, when it failed
+	heard    atomic.Int64
+}
+
+// takeOver hijacks the request's connection.
+func takeOver(w http.ResponseWriter, window int) (*socket, *bufio.ReadWriter, error) {
+	hijacker, ok := w.(http.Hijacker)
+	if !ok {
+		return nil, nil, fmt.Errorf("%T can't hand over its connection", w)
+	}
+	raw, brw, err := hijacker.Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	s := &socket{Conn: raw, window: window}
+	if n := brw.Reader.Buffered(); n > 0 {
+		s.early = make([]byte, n)
+		io.ReadFull(brw.Reader, s.early) // it is buffered: it can't fail
+	}
+	s.heard.Store(time.Now().UnixNano())
+	s.buffer = bufio.NewReaderSize(s, readBuffer)
+	return s, bufio.NewReadWriter(s.buffer, brw.Writer), nil
+}
+
+// hijacked gives gorilla's Upgrade the socket.
+type hijacked struct {
+	http.ResponseWriter
+	socket *socket
+	brw    *bufio.ReadWriter
+}
+
+// Hijack returns the socket in place of the server's connection.
+func (h hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) { return h.socket, h.brw, nil }
+
+// Read reads for gorilla. It remembers the socket's own error, so that a broken rule can be told from a broken line.
+func (s *socket) Read(p []byte) (int, error) {
+	if len(s.early) > 0 {
+		n := copy(p, s.early)
+		s.early = s.early[n:]
+		s.read += int64(n)
+		return n, nil
+	}
+	n, err := s.Conn.Read(p)
+	if n > 0 {
+		s.heard.Store(time.Now().UnixNano())
+		s.read += int64(n)
+	}
+	s.err = err
+	return n, err
+}
+
+// Write passes the 101 on and swallows what gorilla writes after it.
+func (s *socket) Write(p []byte) (int, error) {
+	if s.upgraded {
+		return len(p), nil
+	}
+	s.upgraded = true
+	if s.window == 0 {
+		return s.Conn.Write(p)
+	}
+	// Gorilla's answer to permessage-deflate is fixed; a client that limits our window must be told that we agree (RFC 7692, 7.1.2.1).
+	const answer = "client_no_context_takeover\r\n"
+	agreed := fmt.Sprintf("client_no_context_takeover; server_max_window_bits=%d\r\n", s.window)
+	if _, err := s.Conn.Write(bytes.Replace(p, []byte(answer), []byte(agreed), 1)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// SetWriteDeadline counts for the 101 alone: later deadlines are the writer's.
+func (s *socket) SetWriteDeadline(t time.Time) error {
+	if s.upgraded {
+		return nil
+	}
+	return s.Conn.SetWriteDeadline(t)
+}
+
+// position is how far gorilla has come in the client's stream, in bytes.
+func (s *socket) position() int64 { return s.read - int64(s.buffer.Buffered()) }
+
+// send writes to the client. The timeout bounds how long it may make no progress.
+func (s *socket) send(p []byte, timeout time.Duration) error {
+	for len(p) > 0 {
+		n := min(len(p), writeChunk)
+		if err := s.Conn.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
+			return err
+		}
+		if _, err := s.Conn.Write(p[:n]); err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
+}
+
+// finish closes the socket after the close frames: our side first, then, so that unread data does not turn the end into a reset that
+// takes the close frame with it, whatever the client still sends, for a moment.
+func (s *socket) finish(patience time.Duration) {
+	if half, ok := s.Conn.(interface{ CloseWrite() error }); ok && s.err == nil && half.CloseWrite() == nil {
+		s.Conn.SetReadDeadline(time.Now().Add(patience))
+		io.Copy(io.Discard, io.LimitReader(s.Conn, 1<<20))
+	}
+	s.Conn.Close()
+}

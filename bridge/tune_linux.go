@@ -1,0 +1,22 @@
+package bridge
+
+import (
+	"net"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// tune lets the kernel give a TCP connection up when what was sent stays unacknowledged for that long: a peer that died is found even
+// while we have stopped reading and no pong could tell.
+func tune(c net.Conn, limit time.Duration) {
+	if raw, ok := c.(syscall.Conn); ok {
+		if control, err := raw.SyscallConn(); err == nil {
+			control.Control(func(fd uintptr) {
+				// On another kind of socket it fails, and there is nothing to tune.
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(limit.Milliseconds()))
+			})
+		}
+	}
+}

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"syscall"
+	"time"
+
+	"wsbridge/bridge"
+	"wsbridge/upstream"
+)
+
+// check says whether the program would start with this environment and whether the backend answers, one line for each finding. It
+// sends no event. The exit code is 0 when all is well, 1 when something failed and 2 when a setting is faulty.
+func check(ctx context.Context, environ []string, stdout, stderr io.Writer) int {
+	s, faults := parse(environ)
+	if len(faults) > 0 {
+		for _, f := range faults {
+			fmt.Fprintln(stderr, f)
+		}
+		return 2
+	}
+	r := findings{out: stdout}
+	r.ok("the settings are valid")
+	r.listener(ctx, "WSBRIDGE_LISTEN", s.Process.Listen, s)
+	r.listener(ctx, "WSBRIDGE_PUSH_LISTEN", s.Process.PushListen, s)
+	if s.Bridge.PushToken != "" {
+		r.ok("pushes need the token")
+	} else {
+		r.ok("pushes need no token; only this machine can reach WSBRIDGE_PUSH_LISTEN")
+	}
+	if s.Process.TLSCert != "" {
+		r.certificate(s.Process.TLSCert, s.Process.TLSKey)
+	}
+	if limit := descriptors(); limit > 0 && uint64(s.Bridge.MaxConnections) >= limit {
+		r.warn("WSBRIDGE_MAX_CONNECTIONS is %d, but this process may open %d files only: raise LimitNOFILE= of the unit", s.Bridge.MaxConnections, limit)
+	}
+	r.backend(ctx, s)
+	if r.failed {
+		return 1
+	}
+	return 0
+}
+
+// findings prints what check finds out.
+type findings struct {
+	out    io.Writer
+	failed bool
+}
+
+func (r *findings) ok(format string, args ...any)   { fmt.Fprintf(r.out, "ok   "+format+"\n", args...) }
+func (r *findings) warn(format string, args ...any) { fmt.Fprintf(r.out, "warn "+format+"\n", args...) }
+func (r *findings) fail(format string, args ...any) {
+	fmt.Fprintf(r.out, "FAIL "+format+"\n", args...)
+	r.failed = true
+}
+
+// listener binds and lets go again. An address in use is most likely ours: a check is often run beside the running service.
+func (r *findings) listener(ctx context.Context, name, address string, s settings) {
+	l, err := listen(ctx, address, s.Process.SocketMode)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		r.warn("%s=%s is in use: is wsbridge already running?", name, address)
+	case err != nil:
+		r.fail("%s=%s cannot be bound: %v", name, address, err)
+	default:
+		l.Close()
+		r.ok("%s=%s can be bound", name, address)
+	}
+}
+
+func (r *findings) certificate(certFile, keyFile string) {
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		r.fail("WSBRIDGE_TLS_CERT=%s and WSBRIDGE_TLS_KEY=%s do not load: %v", certFile, keyFile, err)
+		return
+	}
+	if now := time.Now(); now.After(pair.Leaf.NotAfter) || now.Before(pair.Leaf.NotBefore) {
+		r.warn("WSBRIDGE_TLS_CERT=%s is valid from %s to %s only: clients will refuse it", certFile,
+			pair.Leaf.NotBefore.Format(time.DateOnly), pair.Leaf.NotAfter.Format(time.DateOnly))
+		return
+	}
+	r.ok("WSBRIDGE_TLS_CERT=%s is valid until %s", certFile, pair.Leaf.NotAfter.Format(time.DateOnly))
+}
+
+// backend asks for the options of the path that events go to, which changes nothing there.
+func (r *findings) backend(ctx context.Context, s settings) {
+	client, err := upstream.New(s.Backend, s.Process.Node, nil, nil)
+	if err == nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, 5*time.Second, errors.New("no answer to OPTIONS within 5s"))
+		defer cancel()
+		err = client.Probe(ctx, examplePath(s.Bridge.Paths))
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+	}
+	if err != nil {
+		r.fail("WSBRIDGE_BACKEND_URL=%s: %v", s.Backend.URL, err)
+		return
+	}
+	r.ok("WSBRIDGE_BACKEND_URL=%s answers", s.Backend.URL)
+}
+
+// examplePath returns a path that a client might ask for: the first that is written out, or what stands before the first pattern's *.
+func examplePath(paths []bridge.Path) string {
+	for _, p := range paths {
+		if !strings.Contains(string(p), "*") {
+			return string(p)
+		}
+	}
+	return strings.TrimSuffix(string(paths[0]), "*")
+}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"wsbridge/bridge"
+)
+
+// checked runs check with free ports and returns its exit code and what it prints.
+func checked(ctx context.Context, environ ...string) (code int, stdout, stderr string) {
+	var out, err strings.Builder
+	environ = append([]string{"WSBRIDGE_LISTEN=127.0.0.1:0", "WSBRIDGE_PUSH_LISTEN=127.0.0.1:0"}, environ...)
+	code = check(ctx, environ, &out, &err)
+	return code, out.String(), err.String()
+}
+
+// backend answers every request with the status and counts what was not asked for by OPTIONS.
+type backend struct {
+	*httptest.Server
+	asked, events atomic.Int64
+	path          atomic.Value
+}
+
+func newBackend(t *testing.T, status int) *backend {
+	t.Helper()
+	b := &backend{}
+	b.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodOptions {
+			b.asked.Add(1)
+		} else {
+			b.events.Add(1)
+		}
+		b.path.Store(r.URL.Path)
+		w.Header().Set("Location", "/elsewhere")
+		w.WriteHeader(status)
+	}))
+	t.Cleanup(b.Close)
+	return b
+}
+
+func TestCheckAsksTheBackendForItsOptionsOnly(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[int]int{200: 0, 204: 0, 401: 0, 405: 0, 426: 0, 301: 1, 302: 1, 404: 1, 500: 1, 503: 1} {
+		b := newBackend(t, status)
+		code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL)
+		if code != want || stderr != "" {
+			t.Errorf("backend answers %d: code = %d, want %d\n%s%s", status, code, want, stdout, stderr)
+		}
+		if asked, events := b.asked.Load(), b.events.Load(); asked != 1 || events != 0 {
+			t.Errorf("backend answers %d: it was asked %d times and sent %d others, want 1 and 0", status, asked, events)
+		}
+		verdict := "ok   WSBRIDGE_BACKEND_URL=" + b.URL
+		if want == 1 {
+			verdict = "FAIL WSBRIDGE_BACKEND_URL=" + b.URL
+		}
+		if !strings.Contains(stdout, verdict) {
+			t.Errorf("backend answers %d: output has no line %q:\n%s", status, verdict, stdout)
+		}
+	}
+}
+
+func TestCheckAsksForThePathThatEventsGoTo(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct{ url, paths, want string }{
+		{"", "", "/ws"},
+		{"", "/rooms/*,/chat", "/chat"},
+		{"", "/rooms/*", "/rooms/"},
+		{"/realtime.php", "", "/realtime.php"},
+		{"/realtime.php", "/chat", "/realtime.php"},
+	} {
+		b := newBackend(t, 200)
+		if code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL+row.url, "WSBRIDGE_PATHS="+row.paths); code != 0 {
+			t.Errorf("code = %d, want 0\n%s%s", code, stdout, stderr)
+		}
+		if got := b.path.Load(); got != row.want {
+			t.Errorf("URL path %q, WSBRIDGE_PATHS=%q: asked for %v, want %s", row.url, row.paths, got, row.want)
+		}
+	}
+}
+
+func TestEveryPatternHasAnExamplePath(t *testing.T) {
+	t.Parallel()
+	if got := examplePath([]bridge.Path{"/*"}); got != "/" {
+		t.Errorf("examplePath(/*) = %q, want /", got)
+	}
+}
+
+func TestCheckReachesABackendOnAUnixSocket(t *testing.T) {
+	t.Parallel()
+	path := socketPath(t)
+	server := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusMethodNotAllowed) })}
+	go server.Serve(mustListen(t, "unix:"+path, 0o600))
+	defer server.Close()
+	if code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL=http://unix:"+path+":/events"); code != 0 {
+		t.Errorf("code = %d, want 0\n%s%s", code, stdout, stderr)
+	}
+}
+
+func TestCheckTrustsTheBackendsOwnAuthority(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // of the handshakes that are meant to fail
+	server.StartTLS()
+	defer server.Close()
+	authority := writeFile(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+	for _, row := range []struct {
+		environ []string
+		want    int
+	}{
+		{nil, 1},
+		{[]string{"WSBRIDGE_BACKEND_CA=" + authority}, 0},
+		{[]string{"WSBRIDGE_BACKEND_CA=" + authority, "WSBRIDGE_BACKEND_TLS_NAME=example.com"}, 0},
+		{[]string{"WSBRIDGE_BACKEND_CA=" + authority, "WSBRIDGE_BACKEND_TLS_NAME=example.net"}, 1},
+	} {
+		if code, stdout, stderr := checked(t.Context(), append(row.environ, "WSBRIDGE_BACKEND_URL="+server.URL)...); code != row.want {
+			t.Errorf("with %q: code = %d, want %d\n%s%s", row.environ, code, row.want, stdout, stderr)
+		}
+	}
+}
+
+func TestCheckDoesNotWaitForASilentBackend(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	start := time.Now()
+	code, stdout, _ := checked(t.Context(), "WSBRIDGE_BACKEND_URL=http://"+silent.Addr().String())
+	if code != 1 || !strings.Contains(stdout, "no answer to OPTIONS within 5s") {
+		t.Errorf("code = %d, want 1 with the reason\n%s", code, stdout)
+	}
+	if elapsed := time.Since(start); elapsed < 5*time.Second || elapsed > 8*time.Second {
+		t.Errorf("elapsed = %v, want about 5s", elapsed)
+	}
+}
+
+func TestCheckFailsWhereNothingListens(t *testing.T) {
+	t.Parallel()
+	gone := mustListen(t, "127.0.0.1:0", 0)
+	gone.Close()
+	code, stdout, _ := checked(t.Context(), "WSBRIDGE_BACKEND_URL=http://"+gone.Addr().String())
+	if code != 1 || !strings.Contains(stdout, "connection refused") {
+		t.Errorf("code = %d, want 1 with the reason\n%s", code, stdout)
+	}
+}
+
+func TestCheckReportsEveryFaultAndStops(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, 200)
+	code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_PING_INTERVAL=x", "WSBRIDGE_PATHZ=Tr0ub4dor", "WSBRIDGE_PUSH_LISTEN=:0")
+	if code != 2 || stdout != "" || b.asked.Load() != 0 {
+		t.Errorf("code = %d, the backend was asked %d times, want 2 and 0\n%s", code, b.asked.Load(), stdout)
+	}
+	for _, variable := range []string{"WSBRIDGE_PING_INTERVAL", "WSBRIDGE_PATHZ", "WSBRIDGE_PUSH_TOKEN"} {
+		if !strings.Contains(stderr, variable) {
+			t.Errorf("faults don't name %s:\n%s", variable, stderr)
+		}
+	}
+	if got := strings.Count(stderr, "\n"); got != 3 || strings.Contains(stderr, "Tr0ub4dor") {
+		t.Errorf("faults = %q, want three lines without the value of an unknown variable", stderr)
+	}
+}
+
+func TestCheckOnlyWarnsOfAListenerInUse(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, 200)
+	busy, socket := mustListen(t, "127.0.0.1:0", 0), socketPath(t)
+	mustListen(t, "unix:"+socket, 0o600)
+	code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_LISTEN="+busy.Addr().String(), "WSBRIDGE_PUSH_LISTEN=unix:"+socket)
+	if code != 0 || strings.Count(stdout, "is wsbridge already running?") != 2 {
+		t.Errorf("code = %d, want 0 with two warnings\n%s%s", code, stdout, stderr)
+	}
+}
+
+func TestCheckFailsWhereAListenerCannotBeBound(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, 200)
+	for _, listener := range []string{"WSBRIDGE_LISTEN", "WSBRIDGE_PUSH_LISTEN"} {
+		code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, listener+"=unix:/nonexistent/sock")
+		if code != 1 || !strings.Contains(stdout, "FAIL "+listener+"=unix:/nonexistent/sock cannot be bound") {
+			t.Errorf("code = %d, want 1 with the listener\n%s%s", code, stdout, stderr)
+		}
+	}
+}
+
+func TestCheckLooksAtTheCertificate(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, 200)
+	now := time.Now()
+	for _, row := range []struct {
+		what     string
+		from, to time.Time
+		code     int
+		want     string
+	}{
+		{"valid", now.Add(-time.Hour), now.Add(time.Hour), 0, "ok   WSBRIDGE_TLS_CERT="},
+		{"expired", now.Add(-2 * time.Hour), now.Add(-time.Hour), 0, "warn WSBRIDGE_TLS_CERT="},
+		{"of the future", now.Add(time.Hour), now.Add(2 * time.Hour), 0, "warn WSBRIDGE_TLS_CERT="},
+		{"missing", time.Time{}, time.Time{}, 1, "FAIL WSBRIDGE_TLS_CERT="},
+	} {
+		files := newPairFiles(t)
+		if !row.from.IsZero() {
+			cert, key := newPair(t, 1, row.from, row.to)
+			renew(t, files.cert, cert)
+			renew(t, files.key, key)
+		}
+		code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_TLS_CERT="+files.cert, "WSBRIDGE_TLS_KEY="+files.key)
+		if code != row.code || !strings.Contains(stdout, row.want) {
+			t.Errorf("certificate %s: code = %d, want %d with %q\n%s%s", row.what, code, row.code, row.want, stdout, stderr)
+		}
+	}
+}
+
+func TestCheckWarnsOfMoreConnectionsThanDescriptors(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, 200)
+	limit := descriptors()
+	for connections, want := range map[uint64]bool{limit: true, limit - 1: false} {
+		code, stdout, _ := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, fmt.Sprintf("WSBRIDGE_MAX_CONNECTIONS=%d", connections))
+		if got := strings.Contains(stdout, "warn WSBRIDGE_MAX_CONNECTIONS"); code != 0 || got != want {
+			t.Errorf("%d connections with %d descriptors: code = %d, want 0, with a warning: %v\n%s", connections, limit, code, want, stdout)
+		}
+	}
+}

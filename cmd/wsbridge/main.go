@@ -1,0 +1,98 @@
+// Command wsbridge gives a plain HTTP service realtime push: it terminates WebSocket connections, POSTs what clients send to the
+// service, and brings the service's answers and pushes to the clients. See README.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+)
+
+const usage = `wsbridge [command]
+
+  (none)    serve, configured by WSBRIDGE_… variables; WSBRIDGE_BACKEND_URL is all that is required
+  demo      run a chat to try: sidecar, application and page
+  check     say whether this environment would start, and whether the backend answers
+  env       print the settings as an environment file
+  version   print the version
+`
+
+// The exit codes.
+const (
+	exitFailure  = 1 // it could not start, or was stopped before it had drained
+	exitSettings = 2 // a setting or the command line is at fault; nothing was started
+)
+
+func main() {
+	ctx, stop := untilSignal(context.Background())
+	code := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// untilSignal returns a context that ends with the first SIGTERM or SIGINT. The second ends the process at once.
+func untilSignal(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 2) // the first may still be in there when the second comes
+	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
+	go func() { // as long as the process
+		cancel(fmt.Errorf("%s", <-signals))
+		second := <-signals
+		fmt.Fprintf(os.Stderr, "wsbridge: a second signal (%s): ended without draining\n", second)
+		os.Exit(exitFailure)
+	}()
+	return ctx, func() { signal.Stop(signals) }
+}
+
+// run runs one command and returns its exit code.
+func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+	command := ""
+	if len(args) > 0 {
+		command, args = args[0], args[1:]
+	}
+	if len(args) > 0 && command != "demo" {
+		fmt.Fprintf(stderr, "wsbridge: %s takes no arguments, not %q\n\n%s", command, args, usage)
+		return exitSettings
+	}
+	var err error
+	switch command {
+	case "":
+		err = serveEnvironment(ctx, environ, stderr)
+	case "demo":
+		err = demo(ctx, args, stdout, stderr)
+	case "check":
+		return check(ctx, environ, stdout, stderr)
+	case "env":
+		err = errors.Join(faultsAsErrors(printEnv(stdout, environ))...)
+	case "version":
+		fmt.Fprintln(stdout, version())
+	case "help", "-h", "-help", "--help":
+		fmt.Fprint(stdout, usage)
+	default:
+		fmt.Fprintf(stderr, "wsbridge: there is no command %q\n\n%s", command, usage)
+		return exitSettings
+	}
+	if err == nil {
+		return 0
+	}
+	for line := range strings.Lines(err.Error() + "\n") {
+		fmt.Fprint(stderr, "wsbridge: ", line)
+	}
+	if _, ok := errors.AsType[fault](err); ok {
+		return exitSettings
+	}
+	return exitFailure
+}
+
+func faultsAsErrors(faults []fault) []error {
+	errs := make([]error, len(faults))
+	for i, f := range faults {
+		errs[i] = f
+	}
+	return errs
+}

@@ -1,0 +1,52 @@
+package upstream
+
+import (
+	"net/http"
+	"strings"
+	"time"
+)
+
+// maxCookie bounds the Cookie header of a connection, in bytes, once the backend has changed it.
+const maxCookie = 4 << 10
+
+// SetCookie changes the cookies of the connection's later events as an answer's Set-Cookie lines say.
+func (h *Handshake) SetCookie(lines []string, now time.Time) {
+	h.Cookie = changeCookie(h.Cookie, lines, now)
+}
+
+// changeCookie returns a connection's Cookie header after an answer with these Set-Cookie lines: a cookie is added or replaced, or
+// removed when it has expired. Other pairs stay byte for byte. A change that would take the header over 4 KiB is left out.
+func changeCookie(cookie string, lines []string, now time.Time) string {
+	for _, line := range lines {
+		set, err := http.ParseSetCookie(line)
+		if err != nil {
+			continue
+		}
+		// The value as it was sent, quotes included: what a browser would send back.
+		pair, _, _ := strings.Cut(line, ";")
+		if pair = strings.TrimSpace(pair); strings.ContainsFunc(pair, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			continue
+		}
+		gone := set.MaxAge < 0 || set.MaxAge == 0 && !set.Expires.IsZero() && !set.Expires.After(now)
+		var pairs []string
+		found := gone
+		for old := range strings.SplitSeq(cookie, ";") {
+			old = strings.TrimSpace(old)
+			if name, _, _ := strings.Cut(old, "="); old == "" {
+				continue
+			} else if strings.TrimSpace(name) != set.Name {
+				pairs = append(pairs, old)
+			} else if !found {
+				pairs = append(pairs, pair)
+				found = true
+			}
+		}
+		if !found {
+			pairs = append(pairs, pair)
+		}
+		if changed := strings.Join(pairs, "; "); len(changed) <= maxCookie || len(changed) < len(cookie) {
+			cookie = changed
+		}
+	}
+	return cookie
+}

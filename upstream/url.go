@@ -1,0 +1,82 @@
+package upstream
+
+import (
+	"errors"
+	"net/url"
+	"strings"
+)
+
+// URL is where events are POSTed to: http or https, over TCP or, as http://unix:/run/app.sock:/path, over a unix socket.
+type URL struct {
+	text   string
+	scheme string
+	host   string // host and port; a placeholder for a unix socket
+	socket string // path of the unix socket, or empty
+	path   string // as written, percent-encoding included; empty: events keep the client's path
+	query  string
+}
+
+// UnmarshalText parses a backend URL. User names, fragments and other schemes are errors.
+func (u *URL) UnmarshalText(text []byte) error {
+	s := string(text)
+	scheme, rest, _ := strings.Cut(s, "://")
+	if scheme != "http" && scheme != "https" {
+		return errors.New("must start with http:// or https://")
+	}
+	parsed := URL{text: s, scheme: scheme, host: "unix"}
+	if socket, ok := strings.CutPrefix(rest, "unix:"); ok {
+		socket, target, _ := strings.Cut(socket, ":")
+		if !strings.HasPrefix(socket, "/") {
+			return errors.New("the path of a unix socket must be absolute: http://unix:/run/app.sock:/path")
+		}
+		parsed.socket = socket
+		rest = "unix" + target
+		if target != "" && !strings.HasPrefix(target, "/") {
+			return errors.New("the path behind a unix socket must start with a slash: http://unix:/run/app.sock:/path")
+		}
+	}
+	standard, err := url.Parse(scheme + "://" + rest)
+	if err != nil {
+		return errors.Unwrap(err) // what is wrong, without the URL, which the caller names
+	}
+	switch {
+	case standard.Host == "" || standard.Hostname() == "":
+		return errors.New("has no host")
+	case standard.User != nil:
+		return errors.New("must not carry a user name or password")
+	case strings.Contains(s, "#"):
+		return errors.New("must not have a fragment (#)")
+	case strings.HasPrefix(standard.EscapedPath(), "//"):
+		return errors.New("must not have a path that starts with //")
+	}
+	if parsed.socket == "" {
+		parsed.host = standard.Host
+	}
+	parsed.path, parsed.query = standard.EscapedPath(), standard.RawQuery
+	*u = parsed
+	return nil
+}
+
+// String returns the URL as it was written.
+func (u URL) String() string { return u.text }
+
+// HasPath reports whether the URL has a path of its own, which then stands in place of the client's.
+func (u URL) HasPath() bool { return u.path != "" }
+
+// target returns the URL of one POST for a client that asked for path and query, both as they came: the path is kept
+// byte for byte where the URL has none, and the query always.
+func (u URL) target(path, query string) *url.URL {
+	if u.path != "" {
+		path = u.path
+	}
+	if path == "" {
+		path = "/"
+	}
+	if u.query != "" && query != "" {
+		query = u.query + "&" + query
+	} else if u.query != "" {
+		query = u.query
+	}
+	// Opaque goes on the wire as it is: net/url would decode and encode anew, and a backend that compares paths would see another.
+	return &url.URL{Scheme: u.scheme, Host: u.host, Opaque: path, RawQuery: query}
+}
