@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"wsbridge/upstream"
 )
 
@@ -114,8 +112,11 @@ func (b *Bridge) admit(w http.ResponseWriter, r *http.Request, from peer) (*conn
 	}
 	handshake := b.upstream.Handshake(r)
 	handshake.ForwardedFor, handshake.Proto, handshake.Host, handshake.Address = from.ForwardedFor, from.Proto, from.Host, from.realIP()
-	c := b.newConn(record{ID: newID(now), Since: now, Address: from.Address, Handshake: *handshake}, key)
+	c := b.newConn(record{ID: newID(now), Since: now, Handshake: *handshake}, key)
 	b.registry.add(c)
+	if b.isDraining() { // the drain may have looked just before
+		c.end(closeShutdown())
+	}
 	return c, gateNone
 }
 
@@ -127,7 +128,7 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	c.mu.Lock()
 	event := c.record.event(upstream.Connect, 0, c.record.Since)
 	c.mu.Unlock()
-	event.Subprotocols = websocket.Subprotocols(r)
+	event.Subprotocols = subprotocols(r)
 	// The client's leaving does not end the POST: its outcome would be unknown, and an accepted connection is owed a disconnect event.
 	ctx, cancel := context.WithTimeoutCause(b.ctx, b.config.HandshakeTimeout, fmt.Errorf("no answer within the handshake's %s", b.config.HandshakeTimeout))
 	defer cancel()
@@ -137,7 +138,7 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 			reply = unknownDestination(reply)
 		}
 	}
-	b.complain(reply)
+	b.complain(upstream.Connect, reply)
 	if reply.Outcome != upstream.Accepted {
 		return nil, func(w http.ResponseWriter) { refusal(w, reply) }
 	}
@@ -174,6 +175,15 @@ func unknownDestination(r *upstream.Reply) *upstream.Reply {
 
 // refusal answers a handshake that the backend did not accept.
 func refusal(w http.ResponseWriter, r *upstream.Reply) {
+	for name, values := range r.Header {
+		w.Header()[name] = values
+	}
+	switch r.Outcome {
+	case upstream.Later, upstream.Unreachable, upstream.Uncertain:
+		if w.Header().Get("Retry-After") == "" {
+			w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+		}
+	}
 	switch r.Outcome {
 	case upstream.Invalid:
 		http.Error(w, "the backend's answer makes no sense", http.StatusBadGateway)
@@ -188,9 +198,6 @@ func refusal(w http.ResponseWriter, r *upstream.Reply) {
 			http.Error(w, "the backend can't be reached", http.StatusBadGateway)
 		}
 		return
-	}
-	for name, values := range r.Header {
-		w.Header()[name] = values
 	}
 	if r.Status >= 500 {
 		http.Error(w, http.StatusText(r.Status), r.Status)
@@ -263,9 +270,9 @@ func malformed(header http.Header, r *http.Request) (status int, reason string) 
 	if !tokens(r.Header["Connection"], "upgrade") {
 		return http.StatusBadRequest, "the Connection header lacks the token upgrade"
 	}
-	if version := r.Header.Get("Sec-WebSocket-Version"); version != "13" {
+	if versions := r.Header["Sec-Websocket-Version"]; !tokens(versions, "13") {
 		header.Set("Sec-WebSocket-Version", "13")
-		return http.StatusUpgradeRequired, fmt.Sprintf("Sec-WebSocket-Version is %q: only 13 is spoken here", version)
+		return http.StatusUpgradeRequired, fmt.Sprintf("Sec-WebSocket-Version is %q: only 13 is spoken here", strings.Join(versions, ", "))
 	}
 	keys := r.Header["Sec-Websocket-Key"]
 	if len(keys) != 1 {
@@ -278,13 +285,26 @@ func malformed(header http.Header, r *http.Request) (status int, reason string) 
 		return http.StatusBadRequest, "a WebSocket handshake has no body"
 	}
 	seen := map[string]bool{}
-	for _, name := range websocket.Subprotocols(r) {
+	for _, name := range subprotocols(r) {
 		if !token(name) || seen[name] {
 			return http.StatusBadRequest, fmt.Sprintf("Sec-WebSocket-Protocol: %q is no token, or is there twice", name)
 		}
 		seen[name] = true
 	}
 	return 0, ""
+}
+
+// subprotocols are what the client offers, in its order.
+func subprotocols(r *http.Request) []string {
+	var names []string
+	for _, line := range r.Header["Sec-Websocket-Protocol"] {
+		for name := range strings.SplitSeq(line, ",") {
+			if name = strings.TrimSpace(name); name != "" {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
 }
 
 // tokens reports whether a comma-separated list of tokens has this one, in any case.

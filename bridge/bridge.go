@@ -17,6 +17,7 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"wsbridge/ratelimit"
 	"wsbridge/upstream"
@@ -40,6 +41,8 @@ type Bridge struct {
 	conns    sync.WaitGroup // connections, until their goodbye is handed over
 	goodbyes goodbyes
 
+	refusals rate.Sometimes // that are logged
+
 	serving  atomic.Bool
 	mu       sync.Mutex // guards draining: no connection is accepted behind the drain's back
 	draining bool
@@ -51,7 +54,8 @@ var errDrained = errors.New("the time to drain is over")
 func New(config Config, rates ratelimit.Config, client *upstream.Client, log *slog.Logger, registry prometheus.Registerer) *Bridge {
 	b := &Bridge{
 		config: config, rates: rates, handshakes: ratelimit.NewHandshakes(rates), upstream: client, log: log,
-		scratch: sync.Pool{New: func() any { return new(bytes.Buffer) }},
+		scratch:  sync.Pool{New: func() any { return new(bytes.Buffer) }},
+		refusals: rate.Sometimes{First: 3, Interval: time.Minute},
 		upgrader: websocket.Upgrader{
 			HandshakeTimeout: config.WriteTimeout,
 			CheckOrigin:      func(*http.Request) bool { return true }, // a gate of ours
@@ -148,12 +152,22 @@ func (b *Bridge) destination(route string) (target *conn, known bool) {
 	return b.registry.find(id), true
 }
 
-// complain writes the one line about a reply that an operator has to do something about.
-func (b *Bridge) complain(r *upstream.Reply) {
+// complain writes the one line about a reply that an operator may have to do something about. That an application turns clients away is
+// its business, and only said now and then: it may be a CSRF protection that was forgotten.
+func (b *Bridge) complain(kind upstream.Type, r *upstream.Reply) {
+	warn := func() {
+		b.log.Warn("the backend's answer ends a connection", "event", string(kind), "url", b.upstream.URL(), "status", r.Status, "outcome", r.Outcome.String(), "error", r.Err)
+	}
 	switch r.Outcome {
-	case upstream.Misconfigured, upstream.Redirected, upstream.Invalid, upstream.Failed, upstream.Forbidden, upstream.Refused:
-		if r.Err != nil && len(r.Messages) == 0 {
-			b.log.Warn("the backend's answer ends a connection", "url", b.upstream.URL(), "status", r.Status, "outcome", r.Outcome.String(), "error", r.Err)
+	case upstream.Invalid, upstream.Failed, upstream.Misconfigured:
+		warn()
+	case upstream.Redirected:
+		if kind == upstream.Message { // on connect it may send the client to a login
+			warn()
+		}
+	case upstream.Refused, upstream.Forbidden:
+		if len(r.Messages) == 0 {
+			b.refusals.Do(warn)
 		}
 	}
 }

@@ -54,7 +54,7 @@ func (c *conn) apply(reply *upstream.Reply) {
 			why = closeFor(reply)
 		}
 	}
-	c.bridge.complain(reply)
+	c.bridge.complain(upstream.Message, reply)
 	if reply.Outcome == upstream.Accepted {
 		c.mu.Lock()
 		c.record.learn(reply, time.Now())

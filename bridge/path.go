@@ -53,8 +53,8 @@ func requestPath(target string) (string, error) {
 	path, _, _ := strings.Cut(target, "?")
 	if !strings.HasPrefix(path, "/") {
 		// What clients send to a proxy: http://host/path.
-		_, rest, absolute := strings.Cut(path, "://")
-		if !absolute {
+		scheme, rest, absolute := strings.Cut(path, "://")
+		if !absolute || !isScheme(lower(scheme)) {
 			return "", errors.New("must have a path")
 		}
 		if slash := strings.IndexByte(rest, '/'); slash >= 0 {

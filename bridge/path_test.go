@@ -131,6 +131,8 @@ func TestAPathThatCouldBeReadInTwoWaysIsAnError(t *testing.T) {
 		{"../ws", "must have a path"},
 		{"example.org:443", "must have a path"},
 		{"http:ws", "must have a path"},
+		{"http:/ws", "must have a path"},
+		{"http:/://ws", "must have a path"},
 		{"?http://example.org/ws", "must have a path"},
 	}
 	for _, row := range rows {

@@ -61,6 +61,9 @@ func (c *conn) take(m message) *Close {
 	defer c.mu.Unlock()
 	ending := c.ending()
 	if why != nil || ending != nil && ending.abandon || !c.bridge.upstream.Wants(upstream.Message) {
+		if ending != nil {
+			c.unposted++
+		}
 		c.settle()
 		return why
 	}

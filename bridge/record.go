@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/binary"
-	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -17,7 +16,6 @@ import (
 type record struct {
 	ID          string
 	Since       time.Time
-	Address     netip.Addr
 	Handshake   upstream.Handshake
 	Subprotocol string
 	Window      int // bits of the window our compressed messages may use; 0: no compression

@@ -160,7 +160,7 @@ func TestASocketOfAnotherKindIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestAFileIsNeverReplacedByASocket(t *testing.T) {
+func TestWhatIsNotASocketIsNeverReplacedByOne(t *testing.T) {
 	t.Parallel()
 	file := socketPath(t)
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
@@ -170,7 +170,12 @@ func TestAFileIsNeverReplacedByASocket(t *testing.T) {
 	if err := os.Symlink(file, link); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{file, link, filepath.Dir(file)} {
+	socket, socketLink := socketPath(t), socketPath(t)
+	mustListen(t, "unix:"+socket, 0o600)
+	if err := os.Symlink(socket, socketLink); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{file, link, socketLink, filepath.Dir(file)} {
 		if _, err := listen(t.Context(), "unix:"+path, 0o600); err == nil || !strings.Contains(err.Error(), "not a socket") {
 			t.Errorf("listen on %s = %v, want an error that says it is not a socket", path, err)
 		}

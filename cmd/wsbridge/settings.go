@@ -340,8 +340,8 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// prepare makes of a variable's value what the library is to read: a secret is fetched from its file, the items of a list lose the
-// space around them, and a word that is not allowed is taken out.
+// prepare makes of a variable's value what the library is to read, and checks what the library would not: a secret is fetched from
+// its file, and the items of a list lose the space around them.
 func (p *parsing) prepare(one setting) {
 	if one.Secret {
 		p.readSecret(one)
@@ -352,7 +352,6 @@ func (p *parsing) prepare(one setting) {
 		p.refuse(one.Name, "must be set: %s", one.Usage)
 	case set && len(one.OneOf) > 0 && !slices.Contains(one.OneOf, value):
 		p.refuse(one.Name, "not one of the words allowed: %s", one.allowed())
-		delete(p.values, one.Name)
 	case set && one.Value.Kind() == reflect.Slice:
 		items := strings.Split(value, ",")
 		for i := range items {
@@ -360,8 +359,6 @@ func (p *parsing) prepare(one setting) {
 		}
 		if slices.Contains(items, "") {
 			p.refuse(one.Name, "the list has an empty item; remove the comma beside it")
-			delete(p.values, one.Name)
-			return
 		}
 		p.values[one.Name] = strings.Join(items, ",")
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/pem"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -17,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caarlos0/env/v10"
 
 	"wsbridge/bridge"
 )
@@ -224,6 +227,7 @@ func TestASettingThatDoesNotParseIsNamedByItsVariable(t *testing.T) {
 		{"WSBRIDGE_LISTEN", "127.0.0.1:http", "0 to 65535"},
 		{"WSBRIDGE_LISTEN", "127.0.0.1:65536", "0 to 65535"},
 		{"WSBRIDGE_PUSH_LISTEN", "unix:push.sock", "absolute"},
+		{"WSBRIDGE_PUSH_LISTEN", "unix:/run/wsbridge/", "name a file"},
 		{"WSBRIDGE_PUSH_LISTEN", "unix:/" + strings.Repeat("p", 107), "107"},
 		{"WSBRIDGE_SOCKET_MODE", "rw-rw----", "0660"},
 		{"WSBRIDGE_SOCKET_MODE", "0680", "0660"},
@@ -366,6 +370,7 @@ func TestASecretIsNeverPrinted(t *testing.T) {
 		withBackend("WSBRIDGE_TOKEN=Tr0ub4dor"),
 		{"WSBRIDGE_BACKEND_URL=http://user:Tr0ub4dor@127.0.0.1:9000"},
 		{"WSBRIDGE_BACKEND_URL=http://user:Tr0ub4dor/@x@127.0.0.1:9000"},
+		{"WSBRIDGE_BACKEND_URL=http://user:x@Tr0ub4dor@127.0.0.1:9000"},
 	} {
 		var out strings.Builder
 		for _, f := range printEnv(&out, environ) {
@@ -374,6 +379,16 @@ func TestASecretIsNeverPrinted(t *testing.T) {
 		if strings.Contains(out.String(), "Tr0ub4dor") {
 			t.Errorf("with %q this is printed:\n%s", environ, out.String())
 		}
+	}
+}
+
+func TestTheErrorOfASecretIsNotShown(t *testing.T) {
+	t.Parallel()
+	g := group{Settings: []setting{{Name: "WSBRIDGE_KEYS", Field: "Keys", Secret: true, Value: reflect.ValueOf([]string{})}}}
+	p := parsing{values: map[string]string{"WSBRIDGE_KEYS": "Tr0ub4dor"}, groups: []group{g}}
+	p.refuseUnparsed(g, env.ParseError{Name: "Keys", Err: errors.New(`"Tr0ub4dor" is not base64`)})
+	if got, want := fmt.Sprint(p.faults), "[WSBRIDGE_KEYS: does not parse]"; got != want {
+		t.Errorf("faults = %s, want %s", got, want)
 	}
 }
 
@@ -391,6 +406,7 @@ func TestPushesFromOtherHostsNeedAToken(t *testing.T) {
 		wantFault(t, environ, "WSBRIDGE_PUSH_TOKEN", "must be set", address)
 		mustParse(t, append(environ, "WSBRIDGE_PUSH_TOKEN=t")...)
 		mustParse(t, append(environ, "WSBRIDGE_PUSH_TOKEN_FILE="+writeFile(t, "t"))...)
+		wantFault(t, append(environ, "WSBRIDGE_PUSH_TOKEN_FILE=/nonexistent"), "WSBRIDGE_PUSH_TOKEN_FILE")
 	}
 	for _, address := range []string{"127.0.0.1:1", "127.8.8.8:1", "localhost:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "unix:/run/push.sock"} {
 		mustParse(t, withBackend("WSBRIDGE_PUSH_LISTEN="+address)...)
@@ -408,6 +424,7 @@ func TestClientsAndPushesNeedAnAddressEach(t *testing.T) {
 		{":8080", "127.0.0.1:8080", true},
 		{"0.0.0.0:8080", "[::1]:8080", true},
 		{"127.0.0.1:8080", "127.0.0.1:08080", true},
+		{"127.0.0.1:8080", "[::ffff:127.0.0.1]:8080", true},
 		{"unix:/run/a.sock", "unix:/run/a.sock", true},
 		{"127.0.0.1:0", "127.0.0.1:0", false},
 		{"127.0.0.1:8080", "127.0.0.2:8080", false},
