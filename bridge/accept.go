@@ -41,7 +41,7 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	path, err := requestPath(r.RequestURI)
 	if err != nil {
-		refuse(gatePath, http.StatusBadRequest, "%s", err)
+		refuse(gatePath, http.StatusBadRequest, "the path %s", err)
 		return
 	}
 	if !slices.ContainsFunc(b.config.Paths, func(p Path) bool { return p.match(path) }) {

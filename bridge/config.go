@@ -15,7 +15,7 @@ type Config struct {
 	MaxConnectionsPerAddress int            `env:"MAX_CONNECTIONS_PER_ADDRESS" envDefault:"0" min:"0" usage:"connections at once from one address (IPv6: one /64); 0: off"`
 	HandshakeTimeout         time.Duration  `env:"HANDSHAKE_TIMEOUT" envDefault:"10s" min:"1ms" usage:"how long a handshake may wait for the backend"`
 	MaxMessage               int64          `env:"MAX_MESSAGE" envDefault:"64KiB" min:"1" usage:"largest message of a client, as decompressed; over it 1009"`
-	Compression              string         `env:"COMPRESSION" envDefault:"off" oneof:"on,off" usage:"permessage-deflate"`
+	Compression              string         `env:"COMPRESSION" envDefault:"off" oneof:"on,off" usage:"permessage-deflate: on or off"`
 	PingInterval             time.Duration  `env:"PING_INTERVAL" envDefault:"25s" min:"1ms" usage:"time between pings"`
 	PongTimeout              time.Duration  `env:"PONG_TIMEOUT" envDefault:"20s" min:"1ms" usage:"silence after a ping that ends a connection (3008)"`
 	IdleTimeout              time.Duration  `env:"IDLE_TIMEOUT" envDefault:"0" min:"0" usage:"time without a message either way that ends a connection (1000); 0: off"`

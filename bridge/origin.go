@@ -42,13 +42,13 @@ func (o *Origin) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// match reports whether the pattern covers an origin, as canonicalOrigin returns it.
+// match reports whether the pattern covers an origin, as canonicalOrigin returns it: a host never begins with a dot there.
 func (o Origin) match(origin string) bool {
 	before, after, subdomains := strings.Cut(string(o), "*")
 	if !subdomains {
 		return origin == before
 	}
-	return strings.HasPrefix(origin, before) && strings.HasSuffix(origin, after) && len(origin) > len(before)+len(after)
+	return strings.HasPrefix(origin, before) && strings.HasSuffix(origin, after)
 }
 
 // originAllowed reports whether a request may connect that has these Origin header lines. Without patterns the origin must

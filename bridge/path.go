@@ -65,8 +65,6 @@ func requestPath(target string) (string, error) {
 	}
 	lower := strings.ToLower(path)
 	switch {
-	case strings.Contains(path, "//"):
-		return "", errors.New("must not hold //")
 	case strings.Contains(path, `\`):
 		return "", errors.New("must not hold a backslash")
 	case strings.Contains(path, "#"):

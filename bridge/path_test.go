@@ -69,6 +69,7 @@ func TestAPathPatternThatNoRequestCouldMatchIsAnError(t *testing.T) {
 		{`/ws\7`, `must not hold '\\'`},
 		{"/ws/%", "without two hexadecimal digits"},
 		{"/ws/%4", "without two hexadecimal digits"},
+		{"/ws/%g4", "without two hexadecimal digits"},
 		{"/ws/%4g", "without two hexadecimal digits"},
 		{"/ws/%*", "only as the last segment"},
 		{"//ws", "must not hold //"},

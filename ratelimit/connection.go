@@ -1,3 +1,5 @@
+// Package ratelimit says who may do how much: messages and bytes of a connection, handshakes of an address. It knows neither
+// sockets nor HTTP.
 package ratelimit
 
 import (
@@ -86,5 +88,5 @@ func capacity(perSecond float64, burst int64) int {
 	case perSecond >= math.MaxInt/2:
 		return math.MaxInt
 	}
-	return max(1, int(2*perSecond))
+	return int(max(1, math.Ceil(2*perSecond)))
 }

@@ -21,6 +21,7 @@ func TestAConnectionThatWaitsKeepsToItsRates(t *testing.T) {
 		{"bytes within the burst don't wait", Config{Bytes: 1024, BytesBurst: 2048}, 2, 1024, 0},
 		{"bytes behind the burst come at the rate", Config{Bytes: 1024, BytesBurst: 2048}, 10, 1024, 8 * time.Second},
 		{"a message larger than the burst waits for the rest of its bytes", Config{Bytes: 1024, BytesBurst: 512}, 1, 4608, 4 * time.Second},
+		{"a message of one byte more than the burst waits for that byte", Config{Bytes: 1, BytesBurst: 4}, 1, 5, time.Second},
 		{"messages larger than the burst come at the rate", Config{Bytes: 1024, BytesBurst: 512}, 3, 2048, 5500 * time.Millisecond},
 		{"of two rates the slower one counts", Config{Messages: 8, MessagesBurst: 1, Bytes: 1024, BytesBurst: 1024}, 9, 1024, 8 * time.Second},
 		{"empty messages count as messages", Config{Messages: 1, MessagesBurst: 1, Bytes: 1, BytesBurst: 1}, 5, 0, 4 * time.Second},

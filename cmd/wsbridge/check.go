@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wsbridge/bridge"
+	"wsbridge/ratelimit"
 	"wsbridge/upstream"
 )
 
@@ -38,6 +39,9 @@ func check(ctx context.Context, environ []string, stdout, stderr io.Writer) int 
 	}
 	if limit := descriptors(); limit > 0 && uint64(s.Bridge.MaxConnections) >= limit {
 		r.warn("WSBRIDGE_MAX_CONNECTIONS is %d, but this process may open %d files only: raise LimitNOFILE= of the unit", s.Bridge.MaxConnections, limit)
+	}
+	if rate := s.Rate; rate.Policy == ratelimit.End && rate.Bytes > 0 && rate.BytesBurst < s.Bridge.MaxMessage {
+		r.warn("WSBRIDGE_RATE_BYTES_BURST is %d bytes: with WSBRIDGE_RATE_POLICY=close a larger message ends its connection, though WSBRIDGE_MAX_MESSAGE allows it", rate.BytesBurst)
 	}
 	r.backend(ctx, s)
 	if r.failed {

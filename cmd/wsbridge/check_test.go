@@ -3,12 +3,15 @@ package main
 import (
 	"context"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -184,6 +187,19 @@ func TestCheckOnlyWarnsOfAListenerInUse(t *testing.T) {
 	}
 }
 
+func TestCheckLeavesNoListenerBehind(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, 200)
+	path := socketPath(t)
+	code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_LISTEN=unix:"+path)
+	if code != 0 || !strings.Contains(stdout, "ok   WSBRIDGE_LISTEN=unix:"+path+" can be bound") {
+		t.Errorf("code = %d, want 0 with the listener\n%s%s", code, stdout, stderr)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket after a check: Lstat = %v, want %v", err, fs.ErrNotExist)
+	}
+}
+
 func TestCheckFailsWhereAListenerCannotBeBound(t *testing.T) {
 	t.Parallel()
 	b := newBackend(t, 200)
@@ -231,6 +247,25 @@ func TestCheckWarnsOfMoreConnectionsThanDescriptors(t *testing.T) {
 		code, stdout, _ := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, fmt.Sprintf("WSBRIDGE_MAX_CONNECTIONS=%d", connections))
 		if got := strings.Contains(stdout, "warn WSBRIDGE_MAX_CONNECTIONS"); code != 0 || got != want {
 			t.Errorf("%d connections with %d descriptors: code = %d, want 0, with a warning: %v\n%s", connections, limit, code, want, stdout)
+		}
+	}
+}
+
+func TestCheckWarnsOfMessagesThatNoRateLetsPass(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, 200)
+	for _, row := range []struct {
+		environ []string
+		want    bool
+	}{
+		{[]string{"WSBRIDGE_RATE_POLICY=close", "WSBRIDGE_RATE_BYTES=16KiB"}, true},
+		{[]string{"WSBRIDGE_RATE_POLICY=close", "WSBRIDGE_RATE_BYTES=16KiB", "WSBRIDGE_RATE_BYTES_BURST=64KiB"}, false},
+		{[]string{"WSBRIDGE_RATE_POLICY=wait", "WSBRIDGE_RATE_BYTES=16KiB"}, false},
+		{[]string{"WSBRIDGE_RATE_POLICY=close"}, false},
+	} {
+		code, stdout, _ := checked(t.Context(), append(row.environ, "WSBRIDGE_BACKEND_URL="+b.URL)...)
+		if got := strings.Contains(stdout, "warn WSBRIDGE_RATE_BYTES_BURST"); code != 0 || got != row.want {
+			t.Errorf("with %q: code = %d, want 0, with a warning: %v\n%s", row.environ, code, row.want, stdout)
 		}
 	}
 }

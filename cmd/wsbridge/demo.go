@@ -26,16 +26,12 @@ const demoGreeting = `The demo of wsbridge is ready. Open this page, twice:
 
     %[1]s/
 
-Push into all its tabs from another terminal:
-
-    curl -d 'hello from curl' %[2]s/connections
-
-or into one of them, by its id:
+Push into one of its tabs from another terminal:
 
     curl %[2]s/connections
     curl -d 'hello from curl' %[2]s/connections/ID
 
-Ctrl-C ends it.
+The first lists the tabs by their ids, the second sends to one. Ctrl-C ends the demo.
 `
 
 // demo runs the sidecar with an application and a page to try it, each part at its own address as it would be in
@@ -76,7 +72,7 @@ func demo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		"WSBRIDGE_LISTEN=" + clients.Addr().String(),
 		"WSBRIDGE_PUSH_LISTEN=" + pushes.Addr().String(),
 		"WSBRIDGE_BACKEND_URL=" + httpURL(events) + "/ws",
-		"WSBRIDGE_DRAIN_TIMEOUT=2s",
+		"WSBRIDGE_DRAIN_TIMEOUT=10s",
 	})
 	if len(faults) > 0 {
 		return errors.Join(faultsAsErrors(faults)...)

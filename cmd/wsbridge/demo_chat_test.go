@@ -169,14 +169,22 @@ func TestASlowPushHoldsUpNobodyElsesEvents(t *testing.T) {
 	event(c, "wsbridge.connect", "a", "")
 	event(c, "wsbridge.connect", "b", "")
 
-	var slow sync.WaitGroup
-	slow.Go(func() { event(c, "wsbridge.message", "a", `{"text":"slow"}`) })
+	slow := make(chan struct{})
+	go func() {
+		event(c, "wsbridge.message", "a", `{"text":"slow"}`)
+		close(slow)
+	}()
 	<-reached
 	if got := event(c, "wsbridge.message", "b", `{"text":"quick"}`).Code; got != http.StatusOK {
 		t.Errorf("status = %d, want 200", got)
 	}
+	select {
+	case <-slow:
+		t.Error("the quick message waited for the slow one's push to fail")
+	default:
+	}
 	close(release)
-	slow.Wait()
+	<-slow
 }
 
 // event posts one to the application as the sidecar does.

@@ -1,35 +1,39 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
+	"github.com/gorilla/websocket"
 )
 
 func TestTwoTabsTalkAndSeeWhatTravelled(t *testing.T) {
 	d := startDemo(t)
-	ctx := startBrowser(t)
+	browser := startBrowser(t)
 	complaints := new(complaints)
 
-	first := openTab(t, ctx, d.url, complaints)
+	first := openTab(t, browser, d.url, complaints)
 	nameOfFirst := nicknameIn(t, first)
-	second := openTab(t, ctx, d.url, complaints)
+	second := openTab(t, browser, d.url, complaints)
 	nameOfSecond := nicknameIn(t, second)
 	if nameOfFirst == nameOfSecond {
 		t.Fatalf("both tabs are called %q", nameOfFirst)
@@ -63,15 +67,10 @@ func TestTwoTabsTalkAndSeeWhatTravelled(t *testing.T) {
 	// And that push as the first tab sees it.
 	waitFor(t, first, ".card[data-whose=mine]:not(:has(.step[data-kind=post])) [data-kind=push] + [data-kind=frame]", "wsbridge → this tab")
 
-	// What the greeting proposes to type reaches the page, too.
-	resp, err := http.Post(d.push+"/connections", "application/x-www-form-urlencoded", strings.NewReader("hello from curl"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
+	// What the page proposes to type reaches this tab alone.
+	pushTo(t, first, "hello from curl")
 	waitFor(t, first, "#log .pushed", "hello from curl")
-	waitFor(t, second, "#log .pushed", "hello from curl")
-	waitFor(t, second, ".card .title", "A push from outside the application")
+	waitFor(t, first, ".card .title", "A push from outside the application")
 
 	say(t, first, "That one came from my terminal.")
 	waitFor(t, second, "#log", "my terminal")
@@ -87,7 +86,8 @@ func TestTwoTabsTalkAndSeeWhatTravelled(t *testing.T) {
 	}{
 		{"demo-desktop-light", "light", 1440, 900, false},
 		{"demo-desktop-dark", "dark", 1440, 900, false},
-		{"demo-phone-light", "light", 390, 844, true},
+		{"demo-phone-light", "light", 390, 844, false},
+		{"demo-phone-light-whole", "light", 390, 844, true},
 		{"demo-phone-dark", "dark", 390, 844, true},
 		{"demo-narrow-light", "light", 360, 740, false},
 	} {
@@ -99,11 +99,11 @@ func TestTwoTabsTalkAndSeeWhatTravelled(t *testing.T) {
 
 func TestATabThatLeavesIsTakenOffTheOtherOnesList(t *testing.T) {
 	d := startDemo(t)
-	ctx := startBrowser(t)
+	browser := startBrowser(t)
 	complaints := new(complaints)
-	first := openTab(t, ctx, d.url, complaints)
+	first := openTab(t, browser, d.url, complaints)
 	nicknameIn(t, first)
-	second, closeSecond := chromedp.NewContext(ctx)
+	second, closeSecond := chromedp.NewContext(browser)
 	if err := chromedp.Do(second, chromedp.Navigate(d.url)); err != nil {
 		t.Fatal(err)
 	}
@@ -114,49 +114,201 @@ func TestATabThatLeavesIsTakenOffTheOtherOnesList(t *testing.T) {
 	complaints.check(t)
 }
 
-// running is a demo under test.
-type running struct {
-	url, push string
-	stop      func()
+func TestATabComesBackWhereTheCloseCodeInvitesItTo(t *testing.T) {
+	d := startDemo(t)
+	browser := startBrowser(t)
+	complaints := new(complaints)
+	tab := openTab(t, browser, d.url, complaints)
+	nicknameIn(t, tab)
+
+	closeTab(t, tab, 1012)
+	waitFor(t, tab, "#log", "Disconnected (1012")
+	nicknameIn(t, tab)
+	closeTab(t, tab, 1000)
+	waitFor(t, tab, "#state-text", "Closed (1000")
+	complaints.check(t)
+
+	if err := chromedp.Do(tab, chromedp.Click(chromedp.ID("again"))); err != nil {
+		t.Fatal(err)
+	}
+	nicknameIn(t, tab)
+	d.stop()
+	waitFor(t, tab, "#log", "Disconnected (1001")
+	startDemo(t, "-listen", strings.Trim(d.url, "htp:/"))
+	nicknameIn(t, tab)
 }
 
-// startDemo runs the program's own demo until the test ends.
-func startDemo(t *testing.T) running {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	out, in := io.Pipe()
-	var stderr bytes.Buffer
-	ended := make(chan error, 1)
-	go func() {
-		ended <- demo(ctx, []string{"-listen", "127.0.0.1:0"}, in, &stderr)
-		in.Close()
-	}()
-	greeting := make([]byte, 4096)
-	n, err := out.Read(greeting)
+func TestEventsFromOutsideNeverReachTheApplication(t *testing.T) {
+	d := startDemo(t)
+	trace := openTrace(t, d.url)
+	for _, test := range []struct {
+		method, path string
+		status       int
+	}{
+		{"POST", "/ws", http.StatusMethodNotAllowed},
+		{"POST", "/", http.StatusMethodNotAllowed},
+		{"POST", "/trace", http.StatusMethodNotAllowed},
+		{"POST", "/ws/", http.StatusNotFound},
+		{"POST", "//ws", http.StatusTemporaryRedirect}, // to /ws
+		{"GET", "/ws", http.StatusUpgradeRequired},
+		{"GET", "/connections", http.StatusNotFound},
+	} {
+		r, err := http.NewRequest(test.method, strings.TrimSuffix(d.url, "/")+test.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("ce-type", "wsbridge.connect")
+		r.Header.Set("ce-connectionid", "forged")
+		resp, err := http.DefaultTransport.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != test.status {
+			t.Errorf("%s %s: status = %d, want %d", test.method, test.path, resp.StatusCode, test.status)
+		}
+	}
+	if c, _, err := websocket.DefaultDialer.Dial("ws"+strings.TrimPrefix(d.url, "http")+"ws", http.Header{"ce-connectionid": {"forged"}}); err != nil {
+		t.Error(err)
+	} else {
+		defer c.Close()
+	}
+	if e := <-trace; e.Kind != "post" || e.Connection == "forged" {
+		t.Errorf("first event = %+v, want that of the WebSocket client", e)
+	}
+}
+
+func TestTheApplicationOutlivesTheSidecarsDrain(t *testing.T) {
+	d := startDemo(t)
+	trace := openTrace(t, d.url)
+	c, _, err := websocket.DefaultDialer.Dial("ws"+strings.TrimPrefix(d.url, "http")+"ws", nil)
 	if err != nil {
-		t.Fatalf("the demo did not start: %v", <-ended)
+		t.Fatal(err)
 	}
-	go io.Copy(io.Discard, out)
-	urls := regexp.MustCompile(`http://127\.0\.0\.1:\d+`).FindAllString(string(greeting[:n]), -1)
-	if len(urls) < 2 {
-		t.Fatalf("greeting = %q, want the address of the page and of the pushes", greeting[:n])
+	defer c.Close()
+	go d.stop()
+	for {
+		if _, _, err = c.ReadMessage(); err != nil {
+			break
+		}
 	}
+	if !websocket.IsCloseError(err, websocket.CloseGoingAway) {
+		t.Errorf("the client's end = %v, want close code 1001", err)
+	}
+	c.Close()
+	var last traced
+	for e := range trace {
+		last = e
+	}
+	if last.Kind != "answer" || last.Answer.Start != "HTTP/1.1 204 No Content" {
+		t.Errorf("last entry = %+v, want the answer to the disconnect event", last)
+	}
+}
+
+func TestWhere8000IsTakenTheDemoFindsAnotherPort(t *testing.T) {
+	if l, err := net.Listen("tcp", "127.0.0.1:8000"); err == nil {
+		defer l.Close()
+	} // else somebody has taken it already
+	d := startDemo(t, "-listen", "")
+	if strings.Contains(d.url, ":8000/") {
+		t.Errorf("address = %s, which is taken", d.url)
+	}
+	resp, err := http.Get(d.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("status = %d, want 200", resp.StatusCode)
+	}
+	err = demo(t.Context(), []string{"-listen", strings.Trim(d.url, "htp:/")}, io.Discard, io.Discard)
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("a second demo at the same address = %v, want address in use", err)
+	}
+}
+
+func TestTheDemoSaysWhatItsCommandLineTakes(t *testing.T) {
+	for _, args := range [][]string{{"-port", "8000"}, {"8000"}} {
+		if _, ok := errors.AsType[fault](demo(t.Context(), args, io.Discard, io.Discard)); !ok {
+			t.Errorf("%q: want a fault", args)
+		}
+	}
+	var stdout strings.Builder
+	if err := demo(t.Context(), []string{"-h"}, &stdout, io.Discard); err != nil || !strings.Contains(stdout.String(), "-listen") {
+		t.Errorf("help = %q, %v, want -listen explained", stdout.String(), err)
+	}
+}
+
+// runningDemo is a demo under test.
+type runningDemo struct {
+	url  string // of the page
+	stop func()
+}
+
+// startDemo runs the program's own demo until the test ends, at a free port unless the arguments say otherwise.
+func startDemo(t *testing.T, args ...string) runningDemo {
+	t.Helper()
+	if len(args) == 0 {
+		args = []string{"-listen", "127.0.0.1:0"}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	greeting, stdout := io.Pipe()
+	var stderr bytes.Buffer // read after the end only
+	var err error
+	ended := make(chan struct{})
+	go func() {
+		err = demo(ctx, args, stdout, &stderr)
+		stdout.Close()
+		close(ended)
+	}()
 	stop := sync.OnceFunc(func() {
 		cancel()
 		select {
-		case err := <-ended:
-			if err != nil {
-				t.Errorf("the demo ended with %v", err)
-			}
+		case <-ended:
 		case <-time.After(20 * time.Second):
 			t.Error("the demo did not end")
+			return
 		}
-		if stderr.Len() > 0 {
-			t.Logf("the demo said:\n%s", stderr.String())
+		if err != nil || stderr.Len() > 0 {
+			t.Errorf("the demo ended with %v and said %q", err, stderr.String())
 		}
 	})
 	t.Cleanup(stop)
-	return running{url: urls[0] + "/", push: urls[1], stop: stop}
+	lines := bufio.NewScanner(greeting)
+	for lines.Scan() {
+		if url := strings.TrimSpace(lines.Text()); strings.HasPrefix(url, "http://127.0.0.1:") {
+			go io.Copy(io.Discard, greeting)
+			return runningDemo{url, stop}
+		}
+	}
+	stop()
+	t.Fatal("the demo printed no address")
+	return runningDemo{}
+}
+
+// openTrace streams the trace until the demo ends.
+func openTrace(t *testing.T, url string) <-chan traced {
+	t.Helper()
+	resp, err := http.Get(url + "trace")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { resp.Body.Close() })
+	entries := make(chan traced, tracedEntries)
+	go func() {
+		defer close(entries)
+		lines := bufio.NewScanner(resp.Body)
+		for lines.Scan() {
+			if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+				var e traced
+				if err := json.Unmarshal([]byte(data), &e); err != nil {
+					t.Errorf("data = %q: %v", data, err)
+				}
+				entries <- e
+			}
+		}
+	}()
+	return entries
 }
 
 func startBrowser(t *testing.T) context.Context {
@@ -259,10 +411,49 @@ func say(t *testing.T, tab context.Context, text string) {
 	}
 }
 
+// pushAddress is where a tab says that it can be reached from a terminal.
+func pushAddress(t *testing.T, tab context.Context) string {
+	t.Helper()
+	command, err := chromedp.Run(tab, chromedp.TextContent(chromedp.ID("curl")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return command[strings.Index(command, "http://"):]
+}
+
+// pushTo does what the curl command of the page does.
+func pushTo(t *testing.T, tab context.Context, body string) {
+	t.Helper()
+	resp, err := http.Post(pushAddress(t, tab), "application/x-www-form-urlencoded", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusAccepted {
+		t.Errorf("status of the push = %d, want 202", resp.StatusCode)
+	}
+}
+
+func closeTab(t *testing.T, tab context.Context, code int) {
+	t.Helper()
+	r, err := http.NewRequest(http.MethodDelete, fmt.Sprintf("%s?code=%d", pushAddress(t, tab), code), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		t.Errorf("status of the close = %d, want 204", resp.StatusCode)
+	}
+}
+
 // waitFor waits until an element with this text is there.
 func waitFor(t *testing.T, tab context.Context, selector, text string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(tab, 10*time.Second)
+	ctx, cancel := context.WithTimeout(tab, 30*time.Second)
 	defer cancel()
 	sel, _ := json.Marshal(selector)
 	want, _ := json.Marshal(text)

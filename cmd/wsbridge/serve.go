@@ -61,8 +61,8 @@ func serve(ctx context.Context, s settings, log *slog.Logger, clients, pushes ne
 	if err != nil {
 		return fmt.Errorf("the backend's client: %w", err)
 	}
-	// A tenth more sockets than connections may be open: handshakes, and clients on their way out.
-	outer := &cappedListener{Listener: clients, max: int64(s.Bridge.MaxConnections) + int64(s.Bridge.MaxConnections)/10 + 16}
+	// Some more sockets than connections may be open: handshakes, and clients on their way out.
+	outer := &cappedListener{Listener: clients, max: int64(s.Bridge.MaxConnections) + int64(s.Bridge.MaxConnections)/32 + 16}
 	var inner net.Listener = outer
 	if s.Process.TLSCert != "" {
 		pair, err := newCertificate(s.Process.TLSCert, s.Process.TLSKey, log)
