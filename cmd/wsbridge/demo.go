@@ -101,11 +101,13 @@ func demo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	defer fail(nil)
 	open, shut := context.WithCancel(context.WithoutCancel(ctx))
 	defer shut()
-	servers := []*http.Server{{Handler: doors}, {Handler: app}}
+	servers := []*http.Server{
+		{Handler: app, BaseContext: func(net.Listener) context.Context { return open }},
+		{Handler: doors},
+	}
 	var serving sync.WaitGroup
-	for i, l := range []net.Listener{front, events} {
+	for i, l := range []net.Listener{events, front} {
 		servers[i].ReadHeaderTimeout = 10 * time.Second
-		servers[i].BaseContext = func(net.Listener) context.Context { return open }
 		servers[i].ErrorLog = slog.NewLogLogger(logger.Handler(), slog.LevelDebug)
 		serving.Go(func() {
 			if err := servers[i].Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -117,8 +119,8 @@ func demo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fmt.Fprintf(stdout, demoGreeting, httpURL(front), httpURL(pushes))
 	err = serve(running, s, logger, clients, pushes)
 
-	shut() // ends the streams of the trace, which have no end of their own
-	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	shut() // the streams of the trace have no end of their own
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	for _, server := range servers {
 		if server.Shutdown(patience) != nil {

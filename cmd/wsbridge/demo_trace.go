@@ -187,6 +187,7 @@ func (t *trace) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	out := http.NewResponseController(w)
 	for {
+		open := r.Context().Err() == nil // what came before the end is told all the same
 		entries, changed := t.after(id)
 		out.SetWriteDeadline(time.Now().Add(10 * time.Second))
 		for _, e := range entries {
@@ -197,13 +198,12 @@ func (t *trace) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "data: %s\n\n", data)
 			id = e.ID
 		}
-		if out.Flush() != nil {
+		if out.Flush() != nil || !open {
 			return
 		}
 		select {
 		case <-changed:
 		case <-r.Context().Done():
-			return
 		}
 	}
 }
