@@ -310,10 +310,10 @@ type frame struct {
 	bits    int  // of the length: 7, 16 or 64; 0: the fewest
 }
 
-func text(s string) frame   { return frame{op: opText, payload: []byte(s)} }
-func bytesOf(s string) frame { return frame{op: opBinary, payload: []byte(s)} }
-func ping(s string) frame   { return frame{op: opPing, payload: []byte(s)} }
-func pong(s string) frame   { return frame{op: opPong, payload: []byte(s)} }
+func text(s string) frame { return frame{op: opText, payload: []byte(s)} }
+func blob(s string) frame { return frame{op: opBinary, payload: []byte(s)} }
+func ping(s string) frame { return frame{op: opPing, payload: []byte(s)} }
+func pong(s string) frame { return frame{op: opPong, payload: []byte(s)} }
 
 // rest continues a message and ends it; open makes a frame one that does not end its message.
 func rest(s string) frame { return frame{op: opContinuation, payload: []byte(s)} }
