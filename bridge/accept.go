@@ -83,8 +83,9 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := b.upgrade(w, r, c, header); err != nil {
 		// The backend has accepted the connection, so it is told of the end. The client left while it was opening.
 		c.end(closeVanished(err))
-		b.registry.release(c.key)
+		b.registry.release(c)
 		b.goodbye(c)
+		b.conns.Done()
 		return
 	}
 	b.metrics.accepted.Inc()
@@ -102,12 +103,12 @@ func (b *Bridge) admit(w http.ResponseWriter, r *http.Request, from peer) (*conn
 	}
 	now := time.Now()
 	if ok, wait := b.handshakes.Allow(now, key); !ok {
-		b.registry.release(key)
+		b.registry.unreserve(key)
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 		return nil, gateRate
 	}
 	if !originAllowed(r.Header["Origin"], b.config.AllowedOrigins, r.Host, from.Host) {
-		b.registry.release(key)
+		b.registry.unreserve(key)
 		return nil, gateOrigin
 	}
 	handshake := b.upstream.Handshake(r)
@@ -213,8 +214,8 @@ func (b *Bridge) discard(c *conn) {
 	c.out.discard()
 	c.mu.Unlock()
 	c.cancel(closeVanished(errors.New("the handshake was refused")))
-	b.registry.remove(c.record.ID)
-	b.registry.release(c.key)
+	b.registry.remove(c)
+	b.registry.release(c)
 	b.conns.Done()
 }
 

@@ -4,7 +4,6 @@
 package bridge
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -34,11 +33,11 @@ type Bridge struct {
 	registry   registry
 	upgrader   websocket.Upgrader
 	frames     frames
-	scratch    sync.Pool // of *bytes.Buffer, to read messages into
+	scratch    sync.Pool // of *[]byte, to read messages into
 
 	ctx      context.Context // of the POSTs: it outlives the clients and ends with the drain
 	stop     context.CancelCauseFunc
-	conns    sync.WaitGroup // connections, until their goodbye is handed over
+	conns    sync.WaitGroup // connections, until nothing is left of them
 	goodbyes goodbyes
 
 	refusals rate.Sometimes // that are logged
@@ -54,7 +53,7 @@ var errDrained = errors.New("the time to drain is over")
 func New(config Config, rates ratelimit.Config, client *upstream.Client, log *slog.Logger, registry prometheus.Registerer) *Bridge {
 	b := &Bridge{
 		config: config, rates: rates, handshakes: ratelimit.NewHandshakes(rates), upstream: client, log: log,
-		scratch:  sync.Pool{New: func() any { return new(bytes.Buffer) }},
+		scratch:  sync.Pool{New: func() any { return new([]byte) }},
 		refusals: rate.Sometimes{First: 3, Interval: time.Minute},
 		upgrader: websocket.Upgrader{
 			HandshakeTimeout: config.WriteTimeout,
@@ -62,7 +61,7 @@ func New(config Config, rates ratelimit.Config, client *upstream.Client, log *sl
 			WriteBufferPool:  &sync.Pool{},                             // or each connection would keep a buffer that we never write through
 		},
 	}
-	b.registry.open, b.registry.addresses = map[string]*conn{}, map[netip.Prefix]int{}
+	b.registry.open, b.registry.parting, b.registry.addresses = map[string]*conn{}, map[*conn]struct{}{}, map[netip.Prefix]int{}
 	b.ctx, b.stop = context.WithCancelCause(context.Background())
 	b.metrics = newMetrics(registry, b)
 	return b
@@ -113,6 +112,8 @@ func (b *Bridge) Drain(limit time.Duration) (lost int) {
 		select {
 		case <-done:
 		case <-time.After(time.Second):
+			b.registry.cut()
+			<-done // nothing is left that could wait
 		}
 	}
 	return b.goodbyes.drain()

@@ -86,7 +86,7 @@ func (c *conn) end(why *Close) {
 		return
 	}
 	c.cancel(why)
-	c.bridge.registry.remove(c.record.ID)
+	c.bridge.registry.remove(c)
 	c.changed.Broadcast()
 	if !c.opening {
 		c.tasks.Go(c.part)
@@ -126,24 +126,35 @@ func (c *conn) opened() {
 	}
 }
 
-// run serves the connection until everything about it is done but its disconnect event, which it leaves to the bridge.
+// run serves the connection until nothing of it is left. It returns when its reader and all its tasks have.
 func (c *conn) run() {
+	defer c.bridge.conns.Done()
 	c.end(c.read())
 	<-c.parted
 	c.socket.finish(closeWait)
 	c.timer.Stop()
-	c.bridge.registry.release(c.key)
+	c.bridge.registry.release(c)
 
 	c.mu.Lock()
 	c.over = true // whoever starts a task does so under the lock, so none starts behind the Wait
 	c.mu.Unlock()
 	c.tasks.Wait()
+}
 
+// part is the end of the conversation: the answers that are still due, what is queued, the close frame, and the disconnect event behind
+// the last message. None of it waits for the client to close its side.
+func (c *conn) part() {
+	c.seal()
+	c.mu.Lock()
+	for c.pending > 0 {
+		c.changed.Wait()
+	}
+	c.mu.Unlock()
 	c.bridge.goodbye(c)
 }
 
-// part is the end of the conversation: the answers that are still due, what is queued, the close frame.
-func (c *conn) part() {
+// seal sends the close frame, as soon as the connection's ending lets it, or finds that it can't be sent.
+func (c *conn) seal() {
 	why := c.ending()
 	if why.silent {
 		c.mu.Lock()

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"iter"
 	"strconv"
 	"strings"
 )
@@ -10,10 +11,13 @@ import (
 // a parameter that is unknown, twice there or has a wrong value is declined, and the next one looked at.
 func negotiate(lines []string) (accept bool, window, confirm int) {
 	for _, line := range lines {
-		for offer := range strings.SplitSeq(line, ",") {
-			name, parameters, _ := strings.Cut(offer, ";")
+		for offer := range split(line, ',') {
+			name, parameters, parametric := strings.Cut(offer, ";")
 			if strings.TrimSpace(name) != "permessage-deflate" {
 				continue
+			}
+			if !parametric {
+				return true, 15, 0
 			}
 			if confirm, ok := acceptable(parameters); ok {
 				if confirm == 0 {
@@ -28,13 +32,13 @@ func negotiate(lines []string) (accept bool, window, confirm int) {
 
 // acceptable reports whether an offer's parameters make sense, and the window it asks of us (0: none).
 func acceptable(parameters string) (confirm int, ok bool) {
-	if strings.TrimSpace(parameters) == "" {
-		return 0, true
-	}
 	seen := map[string]bool{}
-	for parameter := range strings.SplitSeq(parameters, ";") {
+	for parameter := range split(parameters, ';') {
 		name, value, valued := strings.Cut(strings.TrimSpace(parameter), "=")
-		name, value = strings.TrimSpace(name), strings.Trim(strings.TrimSpace(value), `"`)
+		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		if inner, ok := strings.CutPrefix(value, `"`); ok && strings.HasSuffix(inner, `"`) {
+			value = strings.TrimSuffix(inner, `"`)
+		}
 		if seen[name] {
 			return 0, false
 		}
@@ -58,6 +62,27 @@ func acceptable(parameters string) (confirm int, ok bool) {
 		}
 	}
 	return confirm, true
+}
+
+// split cuts a header's value at a separator, but not inside a quoted string.
+func split(s string, separator byte) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		start, quoted := 0, false
+		for i := 0; i < len(s); i++ {
+			switch {
+			case s[i] == '"':
+				quoted = !quoted
+			case s[i] == '\\' && quoted:
+				i++
+			case s[i] == separator && !quoted:
+				if !yield(s[start:i]) {
+					return
+				}
+				start = i + 1
+			}
+		}
+		yield(s[start:])
+	}
 }
 
 // windowBits returns a window size of RFC 7692, 8 to 15, or 0.

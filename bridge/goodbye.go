@@ -27,7 +27,6 @@ type goodbyes struct {
 
 // goodbye ends the connection's story: one log line, one disconnect event.
 func (b *Bridge) goodbye(c *conn) {
-	defer b.conns.Done()
 	now := time.Now()
 	c.mu.Lock()
 	r, why := &c.record, c.verdict()

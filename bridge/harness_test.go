@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/flate"
 	"context"
+	"crypto/subtle"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -345,6 +346,9 @@ func (f frame) String() string {
 	return fmt.Sprintf("opcode %d %s", f.op, payload)
 }
 
+// masks is a masking key, over and over.
+var masks = bytes.Repeat([]byte{0x37, 0xfa, 0x21, 0x3d}, 1024)
+
 // wire returns frames as a client writes them.
 func wire(frames ...frame) []byte {
 	var out []byte
@@ -370,10 +374,11 @@ func wire(frames ...frame) []byte {
 			out = append(out, f.payload...)
 			continue
 		}
-		key := [4]byte{0x37, 0xfa, 0x21, 0x3d}
-		out = append(out, key[:]...)
-		for i, b := range f.payload {
-			out = append(out, b^key[i%4])
+		out = append(out, masks[:4]...)
+		for piece := range slices.Chunk(f.payload, len(masks)) {
+			out = append(out, piece...)
+			fresh := out[len(out)-len(piece):]
+			subtle.XORBytes(fresh, fresh, masks)
 		}
 	}
 	return out

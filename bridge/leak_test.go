@@ -74,7 +74,11 @@ func TestNothingIsLeftOfTenThousandConnections(t *testing.T) {
 	endings := []func(c *websocket.Conn, id string){
 		func(c *websocket.Conn, _ string) { c.UnderlyingConn().Close() },
 		func(c *websocket.Conn, _ string) { c.WriteControl(8, []byte{3, 0xe8}, time.Time{}); closing(c) },
-		func(c *websocket.Conn, _ string) { c.WriteMessage(1, []byte("hello")); c.ReadMessage(); c.UnderlyingConn().Close() },
+		func(c *websocket.Conn, _ string) {
+			c.WriteMessage(1, []byte("hello"))
+			c.ReadMessage()
+			c.UnderlyingConn().Close()
+		},
 		func(c *websocket.Conn, _ string) { c.WriteMessage(1, []byte("fail")); closing(c) },
 		func(c *websocket.Conn, _ string) { c.WriteMessage(1, make([]byte, 2000)); closing(c) },
 		func(c *websocket.Conn, _ string) { c.UnderlyingConn().Write([]byte{0xff, 0xff}); closing(c) },

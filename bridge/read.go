@@ -5,6 +5,7 @@ import (
 	"compress/flate"
 	"errors"
 	"io"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -13,6 +14,9 @@ import (
 	"wsbridge/ratelimit"
 	"wsbridge/upstream"
 )
+
+// maxScratch is the largest buffer that is kept to read messages into, in bytes: one large message must not hold its memory for good.
+const maxScratch = 64 << 10
 
 // read takes messages from the client until it has left, broke a rule, or the connection's end has been sealed with close frames. After
 // the connection's end it reads on, for the client's close frame, and lets messages go.
@@ -24,12 +28,9 @@ func (c *conn) read() *Close {
 		}
 		// Where the message's first header ended: the same for whoever reads this stream.
 		m := message{position: c.socket.position(), at: time.Now()}
-		data, why := c.body(r)
+		data, why := c.body(r, kind == websocket.TextMessage)
 		if why != nil {
 			return why
-		}
-		if kind == websocket.TextMessage && !utf8.Valid(data) {
-			return closeInvalidText("text that is not UTF-8")
 		}
 		m.body = upstream.Payload{Binary: kind == websocket.BinaryMessage, Data: data}
 		if why := c.take(m); why != nil {
@@ -99,31 +100,57 @@ func (c *conn) throttle(size int) *Close {
 	return nil
 }
 
-// body reads one message, as far as the inbox has room for it, and at most Config.MaxMessage bytes.
-func (c *conn) body(r io.Reader) ([]byte, *Close) {
+// body reads one message, as far as the inbox has room for it, and at most Config.MaxMessage bytes. Text is checked as it comes.
+func (c *conn) body(r io.Reader, text bool) ([]byte, *Close) {
 	limit := c.bridge.config.MaxMessage
-	scratch := c.bridge.scratch.Get().(*bytes.Buffer)
+	scratch := c.bridge.scratch.Get().(*[]byte)
 	defer c.bridge.scratch.Put(scratch)
-	scratch.Reset()
+	buffer := (*scratch)[:0]
+	valid := 0 // bytes of text known to be UTF-8
 	for {
-		size := int64(scratch.Len())
-		// One byte more than allowed tells a message that is too big; bytes.MinRead keeps the buffer growing by doubling.
-		n, err := io.Copy(scratch, io.LimitReader(r, min(c.room(size), limit+1-size)))
-		if scratch.Len() > int(limit) {
+		if len(buffer) == cap(buffer) {
+			buffer = slices.Grow(buffer, max(len(buffer), readBuffer)) // twice the size
+		}
+		// One byte more than allowed tells a message that is too big.
+		next := min(c.room(int64(len(buffer))), limit+1-int64(len(buffer)), int64(cap(buffer)-len(buffer)))
+		n, err := r.Read(buffer[len(buffer) : len(buffer)+int(next)])
+		buffer = buffer[:len(buffer)+n]
+		if int64(len(buffer)) > limit {
 			return nil, closeTooBig(limit)
 		}
-		if err != nil {
+		if text {
+			var ok bool
+			if valid, ok = validUpTo(buffer, valid, err == io.EOF); !ok {
+				return nil, closeInvalidText("text that is not UTF-8")
+			}
+		}
+		if err == io.EOF {
+			break
+		} else if err != nil {
 			return nil, c.readFailed(err)
 		}
-		if n == 0 {
-			break
+	}
+	if cap(buffer) <= maxScratch {
+		*scratch = buffer
+	}
+	return bytes.Clone(buffer), nil
+}
+
+// validUpTo goes on checking text from the byte up to which it is known to be UTF-8. Unless it is whole its last character may be
+// cut short.
+func validUpTo(text []byte, from int, whole bool) (valid int, ok bool) {
+	rest := text[from:]
+	if utf8.Valid(rest) {
+		return len(text), true
+	}
+	for len(rest) > 0 {
+		r, size := utf8.DecodeRune(rest)
+		if r == utf8.RuneError && size == 1 {
+			return len(text) - len(rest), !whole && !utf8.FullRune(rest)
 		}
+		rest = rest[size:]
 	}
-	data := bytes.Clone(scratch.Bytes())
-	if scratch.Cap() > 64<<10 {
-		*scratch = bytes.Buffer{} // one large message must not keep its buffer in the pool for good
-	}
-	return data, nil
+	return len(text), true
 }
 
 // room waits until more of a message may be read of which held bytes are here, and returns how many: what waits in the inbox and the

@@ -10,6 +10,7 @@ import (
 type registry struct {
 	mu        sync.Mutex // guards the following
 	open      map[string]*conn
+	parting   map[*conn]struct{} // ended, with a socket still
 	sockets   int
 	addresses map[netip.Prefix]int
 }
@@ -30,10 +31,22 @@ func (g *registry) reserve(key netip.Prefix, total, perAddress int) gate {
 	return gateNone
 }
 
-// release gives back what reserve took.
-func (g *registry) release(key netip.Prefix) {
+// unreserve gives back what reserve took.
+func (g *registry) unreserve(key netip.Prefix) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.giveBack(key)
+}
+
+// release forgets a connection whose socket is closed, and gives back what reserve took for it.
+func (g *registry) release(c *conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.parting, c)
+	g.giveBack(c.key)
+}
+
+func (g *registry) giveBack(key netip.Prefix) {
 	g.sockets--
 	if g.addresses[key]--; g.addresses[key] == 0 {
 		delete(g.addresses, key)
@@ -47,11 +60,23 @@ func (g *registry) add(c *conn) {
 	g.open[c.record.ID] = c
 }
 
-// remove forgets a connection: from now on it is gone for a pusher.
-func (g *registry) remove(id string) {
+// remove ends a connection for its pushers.
+func (g *registry) remove(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.open, id)
+	delete(g.open, c.record.ID)
+	g.parting[c] = struct{}{}
+}
+
+// cut closes the sockets of connections that have ended, whatever they still wait for.
+func (g *registry) cut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for c := range g.parting {
+		if c.socket != nil {
+			c.socket.Conn.Close()
+		}
+	}
 }
 
 // find returns the connection with this id, or nil.

@@ -28,6 +28,8 @@ type socket struct {
 	upgraded bool
 	read     int64 // bytes given to gorilla
 	err      error // of the last read, when it failed
+	guard    guard
+	broken   error // the rule that the client's next frame breaks
 	heard    atomic.Int64
 }
 
@@ -61,20 +63,30 @@ type hijacked struct {
 // Hijack returns the socket in place of the server's connection.
 func (h hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) { return h.socket, h.brw, nil }
 
-// Read reads for gorilla. It remembers the socket's own error, so that a broken rule can be told from a broken line.
-func (s *socket) Read(p []byte) (int, error) {
+// Read reads for gorilla, up to the first frame that breaks a rule. It remembers the socket's own error, so that a broken rule can be told
+// from a broken line.
+func (s *socket) Read(p []byte) (n int, err error) {
+	if s.broken != nil {
+		return 0, s.broken
+	}
 	if len(s.early) > 0 {
-		n := copy(p, s.early)
+		n = copy(p, s.early)
 		s.early = s.early[n:]
-		s.read += int64(n)
-		return n, nil
+	} else {
+		n, err = s.Conn.Read(p)
+		s.err = err
 	}
-	n, err := s.Conn.Read(p)
-	if n > 0 {
-		s.heard.Store(time.Now().UnixNano())
-		s.read += int64(n)
+	if n == 0 {
+		return 0, err
 	}
-	s.err = err
+	s.heard.Store(time.Now().UnixNano())
+	if n, s.broken = s.guard.scan(p[:n]); s.broken != nil {
+		s.err = nil
+		if err = nil; n == 0 {
+			err = s.broken
+		}
+	}
+	s.read += int64(n)
 	return n, err
 }
 

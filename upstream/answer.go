@@ -2,8 +2,8 @@ package upstream
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
-	"mime"
 	"net/http"
 	"strconv"
 	"strings"
@@ -102,9 +102,14 @@ func (r *Reply) control(header http.Header, binary bool, body []byte) error {
 		return fmt.Errorf("Ws-To %q: use a send route such as /connections/ID", to)
 	}
 	r.To = to
-	shape, _, err := one("Ws-Messages")
+	shape, present, err := one("Ws-Messages")
 	if err != nil {
 		return err
+	} else if !present {
+		shape = "one"
+		if len(body) == 0 {
+			shape = "none"
+		}
 	}
 	return r.messages(shape, header.Get("Content-Type"), binary, body)
 }
@@ -112,16 +117,13 @@ func (r *Reply) control(header http.Header, binary bool, body []byte) error {
 // messages cuts the body of an answer into messages as Ws-Messages asks.
 func (r *Reply) messages(shape, contentType string, binary bool, body []byte) error {
 	switch shape {
-	case "":
-		if len(body) > 0 {
-			r.Messages = []Payload{NewPayload(contentType, binary, body)}
-		}
 	case "one":
 		r.Messages = []Payload{NewPayload(contentType, binary, body)}
 	case "lines":
 		for line := range bytes.Lines(body) {
-			line = bytes.TrimSuffix(line, []byte("\n"))
-			line = bytes.TrimSuffix(line, []byte("\r"))
+			if ended, ok := bytes.CutSuffix(line, []byte("\n")); ok {
+				line = bytes.TrimSuffix(ended, []byte("\r"))
+			}
 			r.Messages = append(r.Messages, NewPayload(contentType, binary, line))
 		}
 	case "none":
@@ -140,13 +142,14 @@ func NewPayload(contentType string, binary bool, data []byte) Payload {
 	return Payload{Binary: binary || !utf8.Valid(data), Data: data}
 }
 
+// mediaType returns the type without its parameters: one of those may be malformed where the type itself is plain to see.
+func mediaType(contentType string) string {
+	kind, _, _ := strings.Cut(strings.ToLower(contentType), ";")
+	return strings.TrimSpace(kind)
+}
+
 func textual(contentType string) bool {
-	kind, _, err := mime.ParseMediaType(contentType)
-	if err != nil {
-		// A parameter may be malformed where the type itself is plain to see.
-		kind, _, _ = strings.Cut(strings.ToLower(contentType), ";")
-		kind = strings.TrimSpace(kind)
-	}
+	kind := mediaType(contentType)
 	return strings.HasPrefix(kind, "text/") || kind == "application/json" || kind == "application/xml" ||
 		kind == "application/x-www-form-urlencoded" || strings.HasSuffix(kind, "+json") || strings.HasSuffix(kind, "+xml")
 }
@@ -154,8 +157,8 @@ func textual(contentType string) bool {
 // forClients reports whether a refusal's body of this type is meant for a client: an application writes plain text or JSON on
 // purpose, an error page comes by itself.
 func forClients(contentType string) bool {
-	kind, _, err := mime.ParseMediaType(contentType)
-	return err == nil && (kind == "text/plain" || kind == "application/json" || strings.HasSuffix(kind, "+json"))
+	kind := mediaType(contentType)
+	return kind == "text/plain" || kind == "application/json" || strings.HasSuffix(kind, "+json")
 }
 
 func groups(header http.Header, name string) ([]string, error) {
@@ -206,7 +209,8 @@ func parseClose(value string) (*Close, error) {
 // retryAfter reads Retry-After in either form of RFC 9110, 10.2.3; 0 where there is none or it makes no sense.
 func retryAfter(header http.Header, now time.Time) time.Duration {
 	value := strings.TrimSpace(header.Get("Retry-After"))
-	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
+	// What is beyond the range, ParseUint makes the largest: 68 years.
+	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil || errors.Is(err, strconv.ErrRange) {
 		return time.Duration(seconds) * time.Second
 	}
 	if at, err := http.ParseTime(value); err == nil && at.After(now) {

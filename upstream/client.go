@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,6 +23,9 @@ import (
 // idleFor is how long a connection to the backend is kept without use: less than any server's own limit (Starman's is 1 s), so
 // that a POST hardly ever meets the server's close.
 const idleFor = 500 * time.Millisecond
+
+// maxHeader bounds the headers of an answer, in bytes.
+const maxHeader = 64 << 10
 
 // Client POSTs events to the backend. It is safe for concurrent use.
 type Client struct {
@@ -63,19 +67,25 @@ func New(config Config, node string, registry prometheus.Registerer, transport h
 }
 
 func newTransport(config Config) (*http.Transport, error) {
-	dialer := net.Dialer{}
+	// A dial goes on when its POST has given up, for the next one's sake. That must end, too.
+	dialer := net.Dialer{Timeout: config.Timeout}
 	t := &http.Transport{
 		// No proxy from the environment: the backend is a neighbour. No compression: Accept-Encoding is ours. HTTP/1.1 only.
-		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if config.URL.socket != "" {
-				return dialer.DialContext(ctx, "unix", config.URL.socket)
+				network, address = "unix", config.URL.socket
 			}
-			return dialer.DialContext(ctx, "tcp", address)
+			conn, err := dialer.DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return newLink(conn), nil
 		},
+		TLSHandshakeTimeout:    config.Timeout,
 		DisableCompression:     true,
 		MaxIdleConnsPerHost:    config.MaxConcurrent,
 		IdleConnTimeout:        idleFor,
-		MaxResponseHeaderBytes: 64 << 10,
+		MaxResponseHeaderBytes: maxHeader,
 	}
 	if config.URL.scheme == "https" {
 		t.TLSClientConfig = &tls.Config{ServerName: config.TLSName}
@@ -117,37 +127,87 @@ func (c *Client) Post(ctx context.Context, e *Event) *Reply {
 	return r
 }
 
+// way is how one try to send a request has gone.
+type way struct {
+	connected, reused bool
+	link              *link       // nil with another transport than ours
+	began             atomic.Bool // the answer has
+}
+
+// unsent reports whether nothing of the request has left us.
+func (w *way) unsent() bool { return !w.connected || w.link != nil && w.link.silent() }
+
+// garbled reports whether err says that what came breaks the rules of HTTP, rather than that it broke off or took too long.
+func (w *way) garbled(ctx context.Context, err error) bool {
+	if w.link != nil && w.link.broken() || ctx.Err() != nil {
+		return false
+	}
+	_, network := errors.AsType[net.Error](err)
+	return w.began.Load() && !network && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed)
+}
+
+// send sends the event and returns the head of the answer. An idle connection that turns out to be closed before anything was sent on it is
+// nobody's failure: another is taken, in the end a fresh one.
+func (c *Client) send(ctx context.Context, e *Event) (*http.Response, *way, error) {
+	for {
+		w := &way{}
+		trace := &httptrace.ClientTrace{
+			GetConn: func(string) { w.connected = false },
+			GotConn: func(info httptrace.GotConnInfo) {
+				conn := info.Conn
+				if secure, ok := conn.(*tls.Conn); ok {
+					conn = secure.NetConn()
+				}
+				w.connected, w.reused = true, info.Reused
+				if w.link, _ = conn.(*link); w.link != nil {
+					w.link.ready()
+				}
+			},
+			GotFirstResponseByte: func() { w.began.Store(true) },
+		}
+		answer, err := c.transport.RoundTrip(c.request(e).WithContext(httptrace.WithClientTrace(ctx, trace)))
+		if err == nil || !w.connected || !w.reused || !w.unsent() || ctx.Err() != nil {
+			return answer, w, err
+		}
+	}
+}
+
 func (c *Client) attempt(ctx context.Context, e *Event) *Reply {
-	connected := false
-	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }}
-	answer, err := c.transport.RoundTrip(c.request(e).WithContext(httptrace.WithClientTrace(ctx, trace)))
-	if err != nil {
-		return broken(ctx, connected, err)
+	answer, way, err := c.send(ctx, e)
+	switch {
+	case err == nil:
+	case way.unsent():
+		return broken(ctx, Unreachable, err)
+	case way.garbled(ctx, err):
+		// The error may quote what came, and a log is no place for that.
+		return broken(ctx, Invalid, fmt.Errorf("the answer is no HTTP/1.1, or its headers are larger than %d bytes", maxHeader))
+	default:
+		return broken(ctx, Uncertain, err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode == http.StatusSwitchingProtocols {
 		return &Reply{Outcome: Invalid, Status: answer.StatusCode, Err: errors.New("the backend answered 101 to a POST without Upgrade")}
 	}
 	body, err := io.ReadAll(io.LimitReader(answer.Body, c.config.MaxAnswer+1))
-	if err != nil {
-		return broken(ctx, true, fmt.Errorf("reading the answer: %w", err))
-	}
-	if int64(len(body)) > c.config.MaxAnswer {
-		if answer.StatusCode >= 300 {
-			body = nil // an error page: its status says enough
-		} else {
-			return &Reply{Outcome: Invalid, Status: answer.StatusCode, Err: fmt.Errorf("the answer is larger than %d bytes", c.config.MaxAnswer)}
-		}
+	switch {
+	case e.Type == Disconnect:
+		body = nil // its status says everything
+	case err != nil && way.garbled(ctx, err):
+		return &Reply{Outcome: Invalid, Status: answer.StatusCode, Err: errors.New("the answer's body is no HTTP/1.1")}
+	case err != nil:
+		return broken(ctx, Uncertain, fmt.Errorf("reading the answer: %w", err))
+	case int64(len(body)) <= c.config.MaxAnswer:
+	case answer.StatusCode >= 300:
+		body = nil // an error page: its status says enough
+	default:
+		return &Reply{Outcome: Invalid, Status: answer.StatusCode, Err: fmt.Errorf("the answer is larger than %d bytes", c.config.MaxAnswer)}
 	}
 	return c.reply(e, answer, body, time.Now())
 }
 
-// broken is the reply where none came. Without a connection the backend certainly did not take the event; with one it may have.
-func broken(ctx context.Context, connected bool, err error) *Reply {
-	r := &Reply{Outcome: Unreachable, Err: err}
-	if connected {
-		r.Outcome = Uncertain
-	}
+// broken is the reply where no answer came.
+func broken(ctx context.Context, outcome Outcome, err error) *Reply {
+	r := &Reply{Outcome: outcome, Err: err}
 	if ctx.Err() != nil {
 		r.TimedOut, r.Err = true, context.Cause(ctx)
 	}

@@ -85,14 +85,27 @@ func (c *Client) Handshake(r *http.Request) *Handshake {
 	if path, _, _ := strings.Cut(r.RequestURI, "?"); strings.HasPrefix(path, "/") {
 		h.Path = path
 	}
+	hop := strings.Join(r.Header["Connection"], ",") // RFC 9110, 7.6.1: what it names is meant for us alone
 	for _, name := range c.forward {
-		if values := r.Header[name]; name == "Cookie" {
+		if values := r.Header[name]; listed(hop, name) {
+			continue
+		} else if name == "Cookie" {
 			h.Cookie = strings.Join(values, "; ")
 		} else if len(values) > 0 {
 			h.Header[name] = slices.Clone(values)
 		}
 	}
 	return h
+}
+
+// listed reports whether a comma-separated list names the header.
+func listed(list, name string) bool {
+	for item := range strings.SplitSeq(list, ",") {
+		if strings.EqualFold(strings.TrimSpace(item), name) {
+			return true
+		}
+	}
+	return false
 }
 
 // shown are the headers of a refused handshake that its client sees: those that mean something to it.
@@ -115,9 +128,19 @@ func (c *Client) reply(e *Event, answer *http.Response, body []byte, now time.Ti
 	if r.Outcome = outcome(answer.StatusCode); r.Outcome != Accepted {
 		r.Err = fmt.Errorf("the backend answered %s", answer.Status)
 	}
+	switch answer.StatusCode {
+	case http.StatusForbidden, 419, http.StatusUnprocessableEntity:
+		r.Err = fmt.Errorf("%w (if this is its CSRF protection, exempt the URL from it: the events carry no token)", r.Err)
+	}
+	if r.Outcome == Redirected {
+		r.Err = fmt.Errorf("%w to %q: name the final URL", r.Err, answer.Header.Get("Location"))
+	}
+	encoding := answer.Header.Get("Content-Encoding")
+	encoded := len(body) > 0 && encoding != "" && !strings.EqualFold(encoding, "identity")
 	switch status := answer.StatusCode; {
+	case e.Type == Disconnect: // nobody is left whom the rest could concern
 	case r.Outcome == Accepted:
-		if encoding := answer.Header.Get("Content-Encoding"); len(body) > 0 && encoding != "" && !strings.EqualFold(encoding, "identity") {
+		if encoded {
 			return invalid(fmt.Errorf("the answer has Content-Encoding %q, where Accept-Encoding asked for identity", encoding))
 		}
 		if err := r.control(answer.Header, e.Body.Binary, body); err != nil {
@@ -143,14 +166,9 @@ func (c *Client) reply(e *Event, answer *http.Response, body []byte, now time.Ti
 		if err := r.control(answer.Header, e.Body.Binary, body); err != nil {
 			return invalid(err)
 		}
-		if contentType := answer.Header.Get("Content-Type"); r.Outcome == Refused && len(body) > 0 && forClients(contentType) {
+		if contentType := answer.Header.Get("Content-Type"); r.Outcome == Refused && len(body) > 0 && !encoded && forClients(contentType) {
 			r.Messages = []Payload{NewPayload(contentType, e.Body.Binary, body)}
 		}
-		if status == http.StatusForbidden || status == 419 || status == http.StatusUnprocessableEntity {
-			r.Err = fmt.Errorf("%w (if this is its CSRF protection, exempt the URL from it: the events carry no token)", r.Err)
-		}
-	case r.Outcome == Redirected:
-		r.Err = fmt.Errorf("%w to %q: name the final URL", r.Err, answer.Header.Get("Location"))
 	}
 	return r
 }

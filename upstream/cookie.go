@@ -18,23 +18,27 @@ func (h *Handshake) SetCookie(lines []string, now time.Time) {
 // removed when it has expired. Other pairs stay byte for byte. A change that would take the header over 4 KiB is left out.
 func changeCookie(cookie string, lines []string, now time.Time) string {
 	for _, line := range lines {
-		set, err := http.ParseSetCookie(line)
-		if err != nil {
+		// The pair as it was sent, quotes included: what a browser would send back. Names and values are taken as browsers take them
+		// (RFC 6265, 5.2), which is more than net/http does: PHP has cookies such as prefs[lang].
+		pair, attributes, _ := strings.Cut(line, ";")
+		pair = strings.TrimSpace(pair)
+		name, _, _ := strings.Cut(pair, "=")
+		name = strings.TrimSpace(name)
+		set, err := http.ParseSetCookie("x=;" + attributes)
+		if err != nil || name == "" || !strings.Contains(pair, "=") || strings.ContainsFunc(pair, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			continue
 		}
-		// The value as it was sent, quotes included: what a browser would send back.
-		pair, _, _ := strings.Cut(line, ";")
-		if pair = strings.TrimSpace(pair); strings.ContainsFunc(pair, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-			continue
+		if set.Expires.IsZero() {
+			set.Expires, _ = http.ParseTime(set.RawExpires) // the older forms of a date
 		}
 		gone := set.MaxAge < 0 || set.MaxAge == 0 && !set.Expires.IsZero() && !set.Expires.After(now)
 		var pairs []string
 		found := gone
 		for old := range strings.SplitSeq(cookie, ";") {
 			old = strings.TrimSpace(old)
-			if name, _, _ := strings.Cut(old, "="); old == "" {
+			if oldName, _, _ := strings.Cut(old, "="); old == "" {
 				continue
-			} else if strings.TrimSpace(name) != set.Name {
+			} else if strings.TrimSpace(oldName) != name {
 				pairs = append(pairs, old)
 			} else if !found {
 				pairs = append(pairs, pair)

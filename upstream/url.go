@@ -1,8 +1,10 @@
 package upstream
 
 import (
+	"cmp"
 	"errors"
 	"net/url"
+	"strconv"
 	"strings"
 )
 
@@ -26,6 +28,9 @@ func (u *URL) UnmarshalText(text []byte) error {
 	parsed := URL{text: s, scheme: scheme, host: "unix"}
 	if socket, ok := strings.CutPrefix(rest, "unix:"); ok {
 		socket, target, _ := strings.Cut(socket, ":")
+		if strings.Contains(socket, "?") {
+			return errors.New("a query behind a unix socket needs a path: http://unix:/run/app.sock:/path?query")
+		}
 		if !strings.HasPrefix(socket, "/") {
 			return errors.New("the path of a unix socket must be absolute: http://unix:/run/app.sock:/path")
 		}
@@ -39,13 +44,18 @@ func (u *URL) UnmarshalText(text []byte) error {
 	if err != nil {
 		return errors.Unwrap(err) // what is wrong, without the URL, which the caller names
 	}
+	port, err := strconv.ParseUint(cmp.Or(standard.Port(), "80"), 10, 16)
 	switch {
+	case err != nil || port == 0:
+		return errors.New("must have a port from 1 to 65535, or none")
 	case standard.Host == "" || standard.Hostname() == "":
 		return errors.New("has no host")
 	case standard.User != nil:
 		return errors.New("must not carry a user name or password")
 	case strings.Contains(s, "#"):
 		return errors.New("must not have a fragment (#)")
+	case strings.ContainsFunc(standard.RawQuery, func(r rune) bool { return r <= ' ' || r >= 0x7f }):
+		return errors.New("must have a query of printable ASCII: percent-encode spaces and other characters")
 	case strings.HasPrefix(standard.EscapedPath(), "//"):
 		return errors.New("must not have a path that starts with //")
 	}
