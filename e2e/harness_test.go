@@ -426,7 +426,7 @@ func (c *client) hears(t *testing.T, kind int, text string) {
 	}
 }
 
-// ends reads the next frame, which must be a close frame with this code.
+// ends reads the next frame, which must be a close frame with this code, and closes.
 func (c *client) ends(t *testing.T, code int) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(patience))
@@ -437,6 +437,7 @@ func (c *client) ends(t *testing.T, code int) {
 	if !websocket.IsCloseError(err, code) {
 		t.Fatalf("end = %v, want close %d", err, code)
 	}
+	c.Close()
 }
 
 // leaves closes the connection as a client does, and waits for the answer.
