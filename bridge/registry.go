@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -71,11 +72,14 @@ func (g *registry) remove(c *conn) {
 // cut closes the sockets of connections that have ended, whatever they still wait for.
 func (g *registry) cut() {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	for c := range g.parting {
+	parting := slices.Collect(maps.Keys(g.parting))
+	g.mu.Unlock()
+	for _, c := range parting {
+		c.mu.Lock()
 		if c.socket != nil {
 			c.socket.Conn.Close()
 		}
+		c.mu.Unlock()
 	}
 }
 

@@ -35,11 +35,12 @@ func main() {
 	os.Exit(code)
 }
 
-// untilSignal returns a context that ends with the first SIGTERM or SIGINT. The second ends the process at once.
+// untilSignal returns a context that ends with the first SIGTERM, SIGINT or SIGHUP (of a terminal that is closed). The second ends the
+// process at once.
 func untilSignal(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 2) // the first may still be in there when the second comes
-	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
+	signal.Notify(signals, syscall.SIGTERM, os.Interrupt, syscall.SIGHUP)
 	go func() { // as long as the process
 		cancel(fmt.Errorf("%s", <-signals))
 		second := <-signals
