@@ -147,3 +147,22 @@ func TestPushesAreTakenWhileTheDrainGoesOn(t *testing.T) {
 		time.Sleep(time.Minute)
 	})
 }
+
+func TestADrainDoesNotWaitForClientsThatKeepTheirSideOpen(t *testing.T) {
+	inBubble(t, nil, func(b *bubble) {
+		c := b.dial()
+		start := time.Now()
+		if lost := b.Drain(time.Second); lost != 0 {
+			t.Errorf("disconnect events lost = %d, want 0", lost)
+		}
+		if got := time.Since(start); got != 2*time.Second {
+			t.Errorf("the drain took %s, want its 1s and one more for close frames to go out", got)
+		}
+		if code, _ := closing(c); code != 1001 {
+			t.Errorf("close code = %d, want 1001", code)
+		}
+		if told := b.seen("disconnect"); len(told) != 1 {
+			t.Errorf("disconnect events = %d, want 1", len(told))
+		}
+	})
+}

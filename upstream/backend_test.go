@@ -187,7 +187,7 @@ func text(body string) *Event {
 	return &Event{
 		Type: Message, ID: "conn1-17", Time: noon, ConnectionID: "conn1", Sequence: 2, Attempt: 1,
 		Body:      Payload{Data: []byte(body)},
-		Handshake: &Handshake{Path: "/ws", RequestHost: "chat.example.org", Header: http.Header{}},
+		Handshake: &Handshake{Path: "/ws", RequestHost: "chat.example.org"},
 	}
 }
 

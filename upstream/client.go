@@ -51,7 +51,9 @@ func New(config Config, node string, registry prometheus.Registerer, transport h
 			Buckets: prometheus.ExponentialBuckets(0.001, 2.5, 12)}, []string{"type"}),
 	}
 	for _, name := range config.ForwardHeaders {
-		c.forward = append(c.forward, textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)))
+		if name = textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)); !slices.Contains(c.forward, name) {
+			c.forward = append(c.forward, name)
+		}
 	}
 	if transport == nil {
 		var err error

@@ -269,9 +269,13 @@ func TestABackendThatIsTooSlowTimesOut(t *testing.T) {
 				io.WriteString(conn, row.answer)
 				awaitEnd(t, conn)
 			}))
-			config.Timeout = 200 * time.Millisecond
+			config.Timeout = 400 * time.Millisecond
+			start := time.Now()
 			r := newClient(t, config).Post(t.Context(), text("hello"))
-			if r.Outcome != Uncertain || !r.TimedOut || r.Err == nil || r.Err.Error() != "no answer within 200ms" {
+			if took := time.Since(start); took < config.Timeout {
+				t.Errorf("took %s, want %s", took, config.Timeout)
+			}
+			if r.Outcome != Uncertain || !r.TimedOut || r.Err == nil || r.Err.Error() != "no answer within 400ms" {
 				t.Errorf("got = %s, timed out %v, %v, want uncertain, for want of time", r.Outcome, r.TimedOut, r.Err)
 			}
 		})
@@ -324,6 +328,29 @@ func TestWithoutAConnectionTheBackendHasNotTakenIt(t *testing.T) {
 	}
 }
 
+// An overloaded backend may take a connection and close it at once. What could not be sent was not taken.
+func TestAConnectionThatIsClosedBeforeARequestHasNotTakenIt(t *testing.T) {
+	config := standard(t, "http://127.0.0.1")
+	transport, err := newTransport(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+		here, there := net.Pipe()
+		there.Close()
+		return newLink(here), nil
+	}
+	c, err := New(config, "node-1", nil, transport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if r := c.Post(t.Context(), text("hello")); r.Outcome != Unreachable || r.TimedOut || r.Err == nil {
+			t.Fatalf("got = %s, %v, want unreachable", r.Outcome, r.Err)
+		}
+	}
+}
+
 func TestNeverMorePostsThanConfigured(t *testing.T) {
 	const most, posts = 7, 100
 	var (
@@ -347,7 +374,8 @@ func TestNeverMorePostsThanConfigured(t *testing.T) {
 				}
 			}
 			mu.Unlock()
-			<-full // no answer before as many are under way as may be
+			<-full                       // no answer before as many are under way as may be
+			time.Sleep(time.Millisecond) // and room for one that may not
 			mu.Lock()
 			under--
 			mu.Unlock()
@@ -455,19 +483,9 @@ func TestATurnThatDoesNotComeIsNoPost(t *testing.T) {
 // Waiting for the turn takes nothing from the time of the POST.
 func TestTheTimeoutBeginsWithTheTurn(t *testing.T) {
 	config := standard(t, listen(t, func(conn net.Conn) {
-		for r := bufio.NewReader(conn); ; {
-			p, err := receive(r)
-			if err != nil {
-				return
-			}
-			if string(p.body) == "slow" {
-				awaitEnd(t, conn)
-				return
-			}
-			io.WriteString(conn, fresh)
-		}
+		awaitEnd(t, conn)
 	}))
-	config.MaxConcurrent, config.Timeout = 1, 300*time.Millisecond
+	config.MaxConcurrent, config.Timeout = 1, 400*time.Millisecond
 	c := newClient(t, config)
 	var all sync.WaitGroup
 	for range 3 {
@@ -478,9 +496,6 @@ func TestTheTimeoutBeginsWithTheTurn(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if got := said(c.Post(t.Context(), text("x"))); got != "fresh" {
-		t.Errorf("got = %s, want fresh", got)
-	}
 }
 
 func TestAConnectionIsUsedAgainAndNotKeptForLong(t *testing.T) {

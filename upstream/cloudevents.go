@@ -19,8 +19,8 @@ import (
 func (c *Client) request(e *Event) *http.Request {
 	h := e.Handshake
 	header := make(http.Header, len(h.Header)+18)
-	for name, values := range h.Header {
-		header[name] = values
+	for _, field := range h.Header {
+		header[field.Name] = append(header[field.Name], field.Value)
 	}
 	if h.Cookie != "" {
 		header["Cookie"] = []string{h.Cookie}
@@ -80,19 +80,22 @@ func (c *Client) request(e *Event) *http.Request {
 // Handshake returns what the events of a connection repeat of the request that opened it: the headers that are configured to
 // be forwarded, and no others. The caller adds where the request came from.
 func (c *Client) Handshake(r *http.Request) *Handshake {
-	h := &Handshake{Path: r.URL.EscapedPath(), Query: r.URL.RawQuery, RequestHost: r.Host, Header: http.Header{}}
+	h := &Handshake{Path: r.URL.EscapedPath(), Query: r.URL.RawQuery, RequestHost: r.Host}
 	// RequestURI has the path as the client wrote it; URL.EscapedPath may write it anew.
 	if path, _, _ := strings.Cut(r.RequestURI, "?"); strings.HasPrefix(path, "/") {
 		h.Path = path
 	}
 	hop := strings.Join(r.Header["Connection"], ",") // RFC 9110, 7.6.1: what it names is meant for us alone
 	for _, name := range c.forward {
-		if values := r.Header[name]; listed(hop, name) {
+		if listed(hop, name) {
 			continue
-		} else if name == "Cookie" {
-			h.Cookie = strings.Join(values, "; ")
-		} else if len(values) > 0 {
-			h.Header[name] = slices.Clone(values)
+		}
+		if name == "Cookie" {
+			h.Cookie = strings.Join(r.Header[name], "; ")
+			continue
+		}
+		for _, value := range r.Header[name] {
+			h.Header = append(h.Header, Field{name, value})
 		}
 	}
 	return h

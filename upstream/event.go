@@ -49,13 +49,16 @@ type Handshake struct {
 	Path         string // as it came, percent-encoding included
 	Query        string
 	RequestHost  string
-	Header       http.Header // the forwarded headers, as they came
+	Header       []Field // the forwarded headers but Cookie, as they came: for a few of them a list is a quarter of a map
 	Cookie       string      // as the backend has changed it since
 	ForwardedFor string
 	Proto        string
 	Host         string // as the client asked for it, before any proxy
 	Address      string // the client's own
 }
+
+// Field is one header field.
+type Field struct{ Name, Value string }
 
 // Outcome says what became of an event.
 type Outcome int

@@ -68,8 +68,13 @@ func (l *link) Read(p []byte) (int, error) {
 }
 
 func (l *link) Write(p []byte) (int, error) {
+	first := l.silent()
 	l.set(&l.sent, true)
-	return l.Conn.Write(p)
+	n, err := l.Conn.Write(p)
+	if first && n == 0 {
+		l.set(&l.sent, false)
+	}
+	return n, err
 }
 
 func (l *link) Close() error {

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"net"
-	"sync"
 	"sync/atomic"
 	"syscall"
 )
@@ -24,7 +23,7 @@ func (l *cappedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if l.open.Add(1) <= l.max {
-			return &cappedConn{Conn: c, closed: sync.OnceFunc(func() { l.open.Add(-1) })}, nil
+			return &cappedConn{Conn: c, listener: l}, nil
 		}
 		l.open.Add(-1)
 		c.Close()
@@ -34,12 +33,15 @@ func (l *cappedListener) Accept() (net.Conn, error) {
 // cappedConn tells its listener when it is closed.
 type cappedConn struct {
 	net.Conn
-	closed func()
+	listener *cappedListener
+	closed   atomic.Bool
 }
 
 // Close closes the connection and makes room for another.
 func (c *cappedConn) Close() error {
-	defer c.closed()
+	if !c.closed.Swap(true) {
+		defer c.listener.open.Add(-1)
+	}
 	return c.Conn.Close()
 }
 

@@ -1,0 +1,353 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// machine is a systemd that was booted for a test: a container whose /usr is this machine's, read-only, and whose everything else is
+// empty and in memory.
+type machine struct {
+	init    string // the process id of its systemd
+	nsenter string
+}
+
+// boot boots a machine.
+func boot(t *testing.T) machine {
+	t.Helper()
+	nspawn, nsenter := tool(t, "systemd-nspawn", "systemd-container"), tool(t, "nsenter", "util-linux")
+	tool(t, "/lib/systemd/systemd", "systemd")
+	if os.Geteuid() != 0 {
+		t.Fatal("this test boots a systemd in a container, which takes root: run it as root")
+	}
+	name := fmt.Sprintf("wsbridge-e2e-%d", os.Getpid())
+	dir := tempDir(t)
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: filepath.Join(dir, "notify")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer notify.Close()
+	// Told to kill it, systemd-nspawn cannot remove this directory where /run is on a disk.
+	t.Cleanup(func() { os.Remove("/run/systemd/nspawn/propagate/" + name) })
+	// Control groups of its own: systemd-nspawn leaves those that it makes where it found itself.
+	groups := controlGroups(t, name)
+	args := []string{"-c", `n=$1; shift; while [ "$n" -gt 0 ]; do echo $$ >"$1/cgroup.procs" || exit; shift; n=$((n-1)); done; exec "$@"`, "sh", strconv.Itoa(len(groups))}
+	args = append(args, groups...)
+	args = append(args, nspawn, "-D", "/", "--volatile=yes", "--register=no", "--keep-unit", "--private-network", "-M", name,
+		"--tmpfs=/usr/local/bin", // where the program goes
+		"--kill-signal=SIGKILL",  // nobody misses it
+		"--notify-ready=yes",     // tells when it has booted
+		"--console=pipe", "-b",   // the rest is for its systemd
+		"systemd.firstboot=off", "systemd.mask=systemd-firstboot.service", "systemd.unit=basic.target", "systemd.show_status=no")
+	nspawned := start(t, []string{"NOTIFY_SOCKET=" + notify.LocalAddr().String()}, "/bin/sh", args...)
+
+	notify.SetReadDeadline(time.Now().Add(patience))
+	go func() {
+		<-nspawned.end
+		notify.SetReadDeadline(time.Now()) // nothing more to wait for
+	}()
+	m := machine{nsenter: nsenter}
+	message := make([]byte, 4096)
+	for ready := false; !ready; {
+		n, err := notify.Read(message)
+		if err != nil {
+			t.Fatalf("systemd-nspawn does not boot a container here: %v\n%s", err, &nspawned.out)
+		}
+		for line := range strings.Lines(string(message[:n])) {
+			line = strings.TrimSpace(line)
+			if pid, ok := strings.CutPrefix(line, "X_NSPAWN_LEADER_PID="); ok {
+				m.init = pid
+			}
+			ready = ready || line == "READY=1"
+		}
+	}
+	if m.init == "" {
+		t.Fatal("systemd-nspawn does not say which process the container's systemd is")
+	}
+	return m
+}
+
+// controlGroups makes a group for systemd in each hierarchy that it uses, and returns their directories, which are removed in the end.
+func controlGroups(t *testing.T, name string) []string {
+	t.Helper()
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var groups []string
+	for line := range strings.Lines(string(own)) {
+		// 0::/path is the one of version 2, 9:name=systemd:/path that of version 1.
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		for mount := range strings.Lines(string(mounts)) {
+			at := strings.Fields(mount)
+			unified := at[2] == "cgroup2" && fields[0] == "0"
+			legacy := at[2] == "cgroup" && fields[1] == "name=systemd" && strings.Contains(at[3], "name=systemd")
+			if !unified && !legacy {
+				continue
+			}
+			group := filepath.Join(at[1], fields[2], name)
+			if err := os.Mkdir(group, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			groups = append(groups, group)
+			t.Cleanup(func() { removeGroups(t, group) })
+			break
+		}
+	}
+	return groups
+}
+
+// removeGroups removes a group and those below it, the deepest first.
+func removeGroups(t *testing.T, top string) {
+	var groups []string
+	filepath.WalkDir(top, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() {
+			groups = append(groups, path)
+		}
+		return nil
+	})
+	for _, group := range slices.Backward(groups) {
+		if err := os.Remove(group); err != nil {
+			t.Errorf("left behind: %v", err)
+		}
+	}
+}
+
+// run runs a shell script on the machine and returns what it wrote, and its exit code.
+func (m machine) run(t *testing.T, stdin io.Reader, script string) (string, int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := m.command(ctx, script)
+	cmd.Stdin = stdin
+	out, err := cmd.CombinedOutput()
+	if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed || ctx.Err() != nil {
+		t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+func (m machine) command(ctx context.Context, script string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, m.nsenter, "-t", m.init, "-a", "--", "/bin/sh", "-c", script)
+	cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/usr/sbin", "SYSTEMD_COLORS=0", "SYSTEMD_PAGER="}
+	return cmd
+}
+
+// must runs a shell script that must succeed.
+func (m machine) must(t *testing.T, script string) string {
+	t.Helper()
+	out, code := m.run(t, nil, script)
+	if code != 0 {
+		log, _ := m.run(t, nil, "journalctl --no-pager -o cat -u wsbridge")
+		t.Fatalf("%s: exit code %d\n%s\nthe journal:\n%s", script, code, out, log)
+	}
+	return out
+}
+
+// install writes a file of the machine.
+func (m machine) install(t *testing.T, path, mode string, content io.Reader) {
+	t.Helper()
+	if out, code := m.run(t, content, "cat >"+path+" && chmod "+mode+" "+path); code != 0 {
+		t.Fatalf("%s: %s", path, out)
+	}
+}
+
+// path returns where a file of the machine is seen from here. A unix socket works through it as well.
+func (m machine) path(name string) string {
+	return "/proc/" + m.init + "/root" + name
+}
+
+// settings writes the environment file.
+func (m machine) settings(t *testing.T, lines ...string) {
+	t.Helper()
+	m.install(t, "/etc/wsbridge.env", "0600", strings.NewReader(strings.Join(lines, "\n")+"\n"))
+}
+
+// A real systemd runs the shipped unit with the shipped environment file behind the test's settings. The application is the test's, on a
+// unix socket of the machine; the client comes over one of wsbridge's.
+func TestTheUnitUnderARealSystemd(t *testing.T) {
+	t.Parallel()
+	m := boot(t)
+	program, err := os.Open(binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.Close()
+	m.install(t, "/usr/local/bin/wsbridge", "0755", program)
+	unit, err := os.ReadFile("../systemd/wsbridge.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.install(t, "/etc/systemd/system/wsbridge.service", "0644", bytes.NewReader(unit))
+	shipped, err := os.ReadFile("../systemd/wsbridge.env")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	b := &backend{events: make(chan event, 100)}
+	listener, err := net.Listen("unix", m.path("/run/app.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: b.handler(echo)}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
+	m.must(t, "chmod 0666 /run/app.sock")
+	good := []string{string(shipped), raceDetector, "WSBRIDGE_LOG_LEVEL=debug",
+		"WSBRIDGE_BACKEND_URL=http://unix:/run/app.sock:/events", "WSBRIDGE_LISTEN=unix:/run/wsbridge/ws.sock"}
+	dialer := websocket.Dialer{NetDialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", m.path("/run/wsbridge/ws.sock"))
+	}}
+
+	t.Run("systemd finds nothing to complain of", func(t *testing.T) {
+		out, code := m.run(t, nil, "systemd-analyze verify --man=no /etc/systemd/system/wsbridge.service")
+		if code != 0 || out != "" {
+			t.Errorf("verify: exit code %d\n%s", code, out)
+		}
+		out = m.must(t, "systemd-analyze security --offline=true --threshold=15 --no-pager /etc/systemd/system/wsbridge.service")
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		t.Log(lines[len(lines)-1])
+	})
+
+	t.Run("a fault in the settings fails the start for good and is told by systemctl status", func(t *testing.T) {
+		m.settings(t, string(shipped), "WSBRIDGE_PING_INTERVAL=often", "WSBRIDGE_PONG_TIMEOT=20s")
+		if out, code := m.run(t, nil, "systemctl start wsbridge"); code == 0 {
+			t.Errorf("the start has succeeded: %s", out)
+		}
+		status, _ := m.run(t, nil, "systemctl status --no-pager --full wsbridge")
+		for _, want := range []string{"WSBRIDGE_BACKEND_URL: must be set", `WSBRIDGE_PING_INTERVAL="often"`, "WSBRIDGE_PONG_TIMEOT: no such setting", "status=2", "Active: failed"} {
+			if !strings.Contains(status, want) {
+				t.Errorf("systemctl status lacks %q:\n%s", want, status)
+			}
+		}
+		if got := m.must(t, "systemctl show -P NRestarts wsbridge"); got != "0\n" {
+			t.Errorf("restarts = %s, want none", got)
+		}
+	})
+
+	t.Run("started is when it is ready", func(t *testing.T) {
+		m.settings(t, good...)
+		m.must(t, "systemctl start wsbridge && curl -fsS http://127.0.0.1:8081/readyz")
+	})
+
+	t.Run("it has what it needs and no more", func(t *testing.T) {
+		c := connect(t, dialer, "ws://example.org/ws", http.Header{"X-Forwarded-For": {"192.0.2.7"}})
+		if e := b.expect(t, "connect"); e.path != "/events" || e.header.Get("X-Real-IP") != "192.0.2.7" {
+			t.Errorf("connect event: %s from %s, want /events from 192.0.2.7", e.path, e.header.Get("X-Real-IP"))
+		}
+		c.says(t, websocket.TextMessage, "hello")
+		c.hears(t, websocket.TextMessage, "hello")
+		b.expect(t, "message")
+		c.leaves(t, 1000)
+		b.expect(t, "disconnect")
+		status := m.must(t, "cat /proc/$(systemctl show -P MainPID wsbridge)/status")
+		for _, want := range []string{"CapEff:\t0000000000000000\n", "CapBnd:\t0000000000000000\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"} {
+			if !strings.Contains(status, want) {
+				t.Errorf("the process lacks %q", want)
+			}
+		}
+		if strings.Contains(status, "Uid:\t0\t") {
+			t.Error("it runs as root")
+		}
+		want := strings.TrimSpace(m.must(t, "ulimit -n 65536 2>/dev/null; ulimit -Hn")) // less where this machine does not allow that
+		limits := strings.Fields(m.must(t, "grep 'open files' /proc/$(systemctl show -P MainPID wsbridge)/limits"))
+		if soft, hard := limits[3], limits[4]; hard != want || soft != hard {
+			t.Errorf("descriptors = %s, at most %s; want %s for both", soft, hard, want)
+		}
+		if got := strings.Fields(m.must(t, "ss -Hltn 'sport = 8081'")); len(got) < 3 || got[2] != strconv.Itoa(number(t, "/proc/sys/net/core/somaxconn")) {
+			t.Errorf("clients that may wait to be accepted: %q, want what the kernel allows", got)
+		}
+	})
+
+	t.Run("killed, it comes back", func(t *testing.T) {
+		c := connect(t, dialer, "ws://example.org/ws", nil)
+		b.expect(t, "connect")
+		before := m.must(t, "systemctl show -P MainPID wsbridge")
+		journal := m.follow(t)
+		m.must(t, "kill -9 "+before)
+		c.ends(t, websocket.CloseAbnormalClosure)
+		journal.awaitLine(t, "msg=serving")
+		if after := m.must(t, "systemctl show -P MainPID wsbridge"); after == before {
+			t.Errorf("the process is the same one: %s", after)
+		}
+		connect(t, dialer, "ws://example.org/ws", nil).leaves(t, 1000)
+		b.expect(t, "connect")
+		b.expect(t, "disconnect")
+	})
+
+	t.Run("a stop drains", func(t *testing.T) {
+		c := connect(t, dialer, "ws://example.org/ws", nil)
+		b.expect(t, "connect")
+		m.must(t, "systemctl stop --no-block wsbridge")
+		c.ends(t, 1001)
+		m.must(t, "systemctl stop wsbridge") // waits for the one before
+		if e := b.expect(t, "disconnect"); !strings.Contains(e.body, `"code":1001`) {
+			t.Errorf("disconnect event: %s, want code 1001", e.body)
+		}
+		if got := m.must(t, "systemctl show -P Result -P ExecMainStatus -P ActiveState wsbridge"); got != "success\n0\ninactive\n" {
+			t.Errorf("end = %q, want success, 0, inactive", got)
+		}
+	})
+	t.Run("its lines for nginx's group and for secret files work", func(t *testing.T) {
+		on := strings.NewReplacer("\n#Group=", "\nGroup=", "\n#LoadCredential=", "\nLoadCredential=", "\n#Environment=", "\nEnvironment=").Replace(string(unit))
+		m.install(t, "/etc/systemd/system/wsbridge.service", "0644", strings.NewReader(on))
+		m.must(t, "mkdir -m 0700 /etc/wsbridge")
+		m.install(t, "/etc/wsbridge/push-token", "0600", strings.NewReader("of-the-test\n"))
+		m.must(t, "systemctl daemon-reload && systemctl start wsbridge")
+		ask := "setpriv --reuid=www-data --regid=www-data --clear-groups curl -sS -o /dev/null -w '%{http_code}' "
+		if got := m.must(t, ask+"--unix-socket /run/wsbridge/ws.sock http://localhost/ws"); got != "426" {
+			t.Errorf("nginx's user at the socket for clients: %s, want 426", got)
+		}
+		for token, want := range map[string]string{"of-the-test": "200", "another": "401"} {
+			if got := m.must(t, ask+"-H 'Authorization: Bearer "+token+"' http://127.0.0.1:8081/connections"); got != want {
+				t.Errorf("a push request with the token %q: %s, want %s", token, got, want)
+			}
+		}
+		m.must(t, "systemctl stop wsbridge")
+	})
+	if t.Failed() {
+		log, _ := m.run(t, nil, "journalctl --no-pager -o cat -u wsbridge")
+		t.Logf("the journal:\n%s", log)
+	}
+}
+
+// follow returns the unit's journal from now on.
+func (m machine) follow(t *testing.T) *process {
+	t.Helper()
+	cmd := m.command(t.Context(), "exec journalctl --no-pager -o cat -n 0 -fu wsbridge")
+	return start(t, cmd.Env, cmd.Path, cmd.Args[1:]...)
+}
+
+// number reads a number that the kernel tells.
+func number(t *testing.T, path string) int {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
