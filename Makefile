@@ -19,10 +19,14 @@ test: tools ## vet, check the format and run all tests with the race detector
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (2m)
-	@grep -rE --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' . | sed 's|/[^/]*:func | |' | while read -r package target; do \
-		echo "$$target in $$package"; \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null || exit 1; \
-	done
+	@grep -rE --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' . | sed 's|/[^/]*:func | |' | { \
+		failed=; \
+		while read -r package target; do \
+			echo "$$target in $$package"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null || failed="$$failed $$target"; \
+		done; \
+		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }; \
+	}
 
 .PHONY: build
 build: ## build the program: one static file

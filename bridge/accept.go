@@ -90,7 +90,7 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	b.metrics.accepted.Inc()
 	// The handler returns, and net/http lets go of the request and its buffers.
-	go c.run()
+	go c.serve()
 }
 
 // admit passes a handshake through the gates that cost nothing to the backend, and registers the connection. By the time the backend
@@ -229,7 +229,10 @@ func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header
 	if err != nil {
 		return err
 	}
+	b.upgraded.Add(1)
 	tune(sock.Conn, b.config.PingInterval+b.config.PongTimeout)
+	// What the gates have read with more patience than gorilla does, it is shown in its plainest form.
+	r.Header["Upgrade"], r.Header["Connection"], r.Header["Sec-Websocket-Version"] = []string{"websocket"}, []string{"Upgrade"}, []string{"13"}
 	upgrader := b.upgrader
 	if upgrader.EnableCompression = accept; accept {
 		// Gorilla takes the first offer of the extension, whatever its parameters. The one we took is the one it is shown.
@@ -238,6 +241,7 @@ func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header
 	ws, err := upgrader.Upgrade(hijacked{w, sock, brw}, r, header)
 	if err != nil {
 		sock.Conn.Close()
+		b.upgraded.Add(-1)
 		return err
 	}
 	ws.SetCloseHandler(func(int, string) error { return nil })

@@ -43,6 +43,7 @@ type Bridge struct {
 	refusals rate.Sometimes // that are logged
 
 	serving  atomic.Bool
+	upgraded atomic.Int64
 	mu       sync.Mutex // guards draining: no connection is accepted behind the drain's back
 	draining bool
 }
@@ -69,6 +70,9 @@ func New(config Config, rates ratelimit.Config, client *upstream.Client, log *sl
 
 // Serving says that the listeners are open: /readyz turns to 200.
 func (b *Bridge) Serving() { b.serving.Store(true) }
+
+// Upgraded returns how many connections have left the HTTP server and still have a socket.
+func (b *Bridge) Upgraded() int { return int(b.upgraded.Load()) }
 
 // drainStep is the longest pause between two closes of a drain: few connections need no spreading.
 const drainStep = 100 * time.Millisecond

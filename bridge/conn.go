@@ -126,19 +126,21 @@ func (c *conn) opened() {
 	}
 }
 
-// run serves the connection until nothing of it is left. It returns when its reader and all its tasks have.
-func (c *conn) run() {
-	defer c.bridge.conns.Done()
-	c.end(c.read())
+// leave ends the connection, if nothing has, and returns when nothing of it is left: its reader has come here, and all its tasks have
+// returned.
+func (c *conn) leave(why *Close) {
+	c.end(why)
 	<-c.parted
 	c.socket.finish(closeWait)
 	c.timer.Stop()
 	c.bridge.registry.release(c)
+	c.bridge.upgraded.Add(-1)
 
 	c.mu.Lock()
 	c.over = true // whoever starts a task does so under the lock, so none starts behind the Wait
 	c.mu.Unlock()
 	c.tasks.Wait()
+	c.bridge.conns.Done()
 }
 
 // part is the end of the conversation: the answers that are still due, what is queued, the close frame, and the disconnect event behind

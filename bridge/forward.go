@@ -28,7 +28,7 @@ func (c *conn) forward() {
 		if len(c.inbox) == 0 {
 			c.inbox = nil
 		}
-		event := c.record.event(upstream.Message, m.position, m.at)
+		event := c.record.event(upstream.Message, m.position+1, m.at)
 		event.Body = m.body
 		c.changed.Broadcast() // there is room
 		c.mu.Unlock()

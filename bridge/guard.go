@@ -1,38 +1,69 @@
 package bridge
 
-import "errors"
+import (
+	"errors"
+	"slices"
+)
 
-// guard follows the frames in a client's stream and finds what gorilla lets pass: a compression bit where none may be (RFC 7692, 6),
-// lengths that are not written in the shortest way, and a close frame of one byte (RFC 6455, 5.2 and 5.5.1).
+// guard follows the frames in a client's stream, before gorilla reads them. It finds what gorilla lets pass: a compression bit where none may
+// be (RFC 7692, 6), lengths that are not written in the shortest way, and a close frame of one byte (RFC 6455, 5.2 and 5.5.1). It knows where
+// each message begins. And it takes pongs out, which say no more than that the client lives: gorilla would wait for the
+// next frame behind one, with a deep stack that the goroutine would then keep.
 type guard struct {
 	header [14]byte
 	have   int   // bytes of the header
 	left   int64 // bytes of the payload that are still to come
+	pong   bool  // and are taken out
+	offset int64 // of the next byte in the client's stream
+	begin  int64 // offset of the frame
+	starts []int64
 }
 
-// scan looks at the next bytes of the stream. On a broken rule it returns how many of them come before the frame that breaks it.
-func (g *guard) scan(p []byte) (good int, err error) {
+// scan looks at the next bytes of the stream, takes pongs out and returns how many bytes are left. On a broken rule these are the ones
+// before the frame that breaks it.
+func (g *guard) scan(p []byte) (n int, err error) {
+	head := 0 // of the frame, in p
 	for i := 0; i < len(p); {
 		if g.left > 0 {
-			step := min(g.left, int64(len(p)-i))
-			g.left -= step
-			i += int(step)
-			good = i
+			step := int(min(g.left, int64(len(p)-i)))
+			if !g.pong && n != i {
+				copy(p[n:], p[i:i+step])
+			}
+			if !g.pong {
+				n += step
+			}
+			g.left -= int64(step)
+			i += step
 			continue
 		}
-		g.header[g.have] = p[i]
+		if g.have == 0 {
+			head, g.begin = n, g.offset+int64(i)
+		}
+		g.header[g.have], p[n] = p[i], p[i]
 		g.have++
+		n++
 		i++
 		if g.have < 2 || g.have < g.size() {
 			continue
 		}
-		length, err := g.check()
-		if err != nil {
-			return good, err
+		if err := g.check(); err != nil {
+			return head, err
 		}
-		g.have, g.left, good = 0, length, i
+		// Of a pong whose header came in two pieces gorilla has seen the first.
+		if g.pong = g.plainPong() && n-head == g.have; g.pong {
+			n = head
+		}
+		g.have = 0
 	}
-	return len(p), nil
+	g.offset += int64(len(p))
+	return n, nil
+}
+
+// start returns the offset of the message that gorilla has just come to.
+func (g *guard) start() int64 {
+	start := g.starts[0]
+	g.starts = slices.Delete(g.starts, 0, 1) // they are few: those in one read buffer
+	return start
 }
 
 // size is that of the whole header, once its first two bytes are here.
@@ -50,11 +81,16 @@ func (g *guard) size() int {
 	return size
 }
 
-// check returns the payload's length of a frame whose header is whole.
-func (g *guard) check() (length int64, err error) {
+// plainPong reports whether the header is that of a pong that breaks no rule; gorilla complains of the others.
+func (g *guard) plainPong() bool {
+	return g.header[0] == finBit|opPong && g.header[1]&0x80 != 0 && g.left <= 125
+}
+
+// check takes note of a frame whose header is whole.
+func (g *guard) check() error {
 	opcode, short := g.header[0]&0x0f, g.header[1]&0x7f
 	if g.header[0]&rsv1Bit != 0 && (opcode == opContinuation || opcode >= opClose && opcode <= opPong) {
-		return 0, errors.New("RSV1 set on a frame that does not begin a message")
+		return errors.New("RSV1 set on a frame that does not begin a message")
 	}
 	extended := 0
 	switch short {
@@ -63,6 +99,7 @@ func (g *guard) check() (length int64, err error) {
 	case 127:
 		extended = 8
 	}
+	length := int64(0)
 	for _, b := range g.header[2 : 2+extended] {
 		length = length<<8 | int64(b)
 	}
@@ -70,12 +107,15 @@ func (g *guard) check() (length int64, err error) {
 	case extended == 0:
 		length = int64(short)
 	case length < 0:
-		return 0, errors.New("length of 2⁶³ bytes or more")
+		return errors.New("length of 2⁶³ bytes or more")
 	case extended == 2 && length < 126, extended == 8 && length < 1<<16:
-		return 0, errors.New("length not written in the shortest way")
+		return errors.New("length not written in the shortest way")
 	}
 	if opcode == opClose && length == 1 {
-		return 0, errors.New("close frame of one byte")
+		return errors.New("close frame of one byte")
 	}
-	return length, nil
+	if g.left = length; opcode == opText || opcode == opBinary {
+		g.starts = append(g.starts, g.begin)
+	}
+	return nil
 }

@@ -229,6 +229,7 @@ func TestAHandshakeThatDoesNotComeIsCut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := r.connect(t)
 			c.raw([]byte(part))
+			c.SetReadDeadline(time.Now().Add(patience))
 			if answer, err := io.ReadAll(c.buffer); err != nil || strings.Contains(string(answer), "101") {
 				t.Errorf("answer = %q, %v, want the end of the stream", answer, err)
 			}

@@ -238,7 +238,6 @@ func (r *rig) connect(t testing.TB) *client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { raw.Close() })
-	raw.SetDeadline(time.Now().Add(2 * patience))
 	return &client{TCPConn: raw.(*net.TCPConn), t: t, buffer: bufio.NewReader(raw)}
 }
 
@@ -263,6 +262,7 @@ func handshake(target string, lines ...string) string {
 // answered reads the HTTP answer to the handshake.
 func (c *client) answered() *http.Response {
 	c.t.Helper()
+	c.SetReadDeadline(time.Now().Add(patience))
 	response, err := http.ReadResponse(c.buffer, &http.Request{Method: http.MethodGet})
 	if err != nil {
 		c.t.Fatalf("reading the answer to the handshake: %v", err)
@@ -393,6 +393,7 @@ func (c *client) write(frames ...frame) {
 // raw sends bytes as they are.
 func (c *client) raw(p []byte) {
 	c.t.Helper()
+	c.SetWriteDeadline(time.Now().Add(patience))
 	if _, err := c.Write(p); err != nil {
 		c.t.Fatalf("write: %v", err)
 	}
@@ -409,6 +410,7 @@ func (c *client) chop(p []byte, size int) {
 // read reads one frame of the server. Whatever a server must not send is an error; so is a fragment, since every message of ours is one
 // frame. The payload of a compressed message is inflated.
 func (c *client) read() (frame, error) {
+	c.SetReadDeadline(time.Now().Add(patience))
 	var head [2]byte
 	if _, err := io.ReadFull(c.buffer, head[:1]); err != nil {
 		return frame{}, err // io.EOF between two frames

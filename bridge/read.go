@@ -18,25 +18,40 @@ import (
 // maxScratch is the largest buffer that is kept to read messages into, in bytes: one large message must not hold its memory for good.
 const maxScratch = 64 << 10
 
-// read takes messages from the client until it has left, broke a rule, or the connection's end has been sealed with close frames. After
-// the connection's end it reads on, for the client's close frame, and lets messages go.
-func (c *conn) read() *Close {
+// serve reads from the client until it has left, broke a rule, or the connection's end has been sealed with close frames, and then
+// until nothing is left of the connection. It spends its life waiting, and that must fit into the 2 KiB of stack that a goroutine begins
+// with: it waits before it calls gorilla, and whatever else it does is done in functions of its own.
+func (c *conn) serve() {
 	for {
+		c.socket.await()
 		kind, r, err := c.ws.NextReader()
-		if err != nil {
-			return c.readFailed(err)
-		}
-		// Where the message's first header ended: the same for whoever reads this stream.
-		m := message{position: c.socket.position(), at: time.Now()}
-		data, why := c.body(r, kind == websocket.TextMessage)
-		if why != nil {
-			return why
-		}
-		m.body = upstream.Payload{Binary: kind == websocket.BinaryMessage, Data: data}
-		if why := c.take(m); why != nil {
-			return why
+		if !c.next(kind, r, err) {
+			return
 		}
 	}
+}
+
+// next takes a message, or ends the connection where there is none. After the end messages are let go: what is still read is the client's
+// close frame.
+func (c *conn) next(kind int, r io.Reader, err error) (more bool) {
+	why := c.message(kind, r, err)
+	if why != nil {
+		c.leave(why)
+	}
+	return why == nil
+}
+
+func (c *conn) message(kind int, r io.Reader, err error) *Close {
+	if err != nil {
+		return c.readFailed(err)
+	}
+	m := message{position: c.socket.guard.start(), at: time.Now()}
+	data, why := c.body(r, kind == websocket.TextMessage)
+	if why != nil {
+		return why
+	}
+	m.body = upstream.Payload{Binary: kind == websocket.BinaryMessage, Data: data}
+	return c.take(m)
 }
 
 // take brings a message into the inbox, as soon as the rate allows.

@@ -43,8 +43,8 @@ func newID(now time.Time) string {
 	return base32.NewEncoding(idAlphabet).WithPadding(base32.NoPadding).EncodeToString(raw[:])
 }
 
-// event returns the connection's next event. The position is where the client's stream stood when it happened: with the connection's
-// own id it makes an id that comes out the same whoever computes it.
+// event returns the connection's next event. The position is where in the client's stream it happened: 0 for the handshake, then one more
+// than the offset. With the connection's own id it makes an id that comes out the same whoever computes it.
 func (r *record) event(kind upstream.Type, position int64, at time.Time) *upstream.Event {
 	r.Sequence++
 	handshake := r.Handshake // a copy: the cookie may change while this event is under way

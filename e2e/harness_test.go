@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -30,25 +31,48 @@ const patience = 30 * time.Second
 // raceDetector makes a data race fail the program at once. At its end the detector would otherwise linger for a second.
 const raceDetector = "GORACE=halt_on_error=1 atexit_sleep_ms=0"
 
-// binary is the program, with the race detector in it.
-var binary string
+var scratch string // a directory that is removed behind all tests
 
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
+func TestMain(m *testing.M) { os.Exit(runAll(m)) }
 
-func buildAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "wsbridge-e2e-")
-	if err != nil {
+func runAll(m *testing.M) int {
+	var err error
+	if scratch, err = os.MkdirTemp("", "wsbridge-e2e-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "wsbridge")
-	if out, err := exec.Command("go", "build", "-race", "-o", binary, "wsbridge/cmd/wsbridge").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "the program does not build: %v\n%s", err, out)
-		return 1
-	}
+	defer os.RemoveAll(scratch)
 	return m.Run()
 }
+
+// program returns the path of the program, with the race detector in it.
+func program(t *testing.T) string {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var build = sync.OnceValues(func() (string, error) {
+	// The go command repeats the result of a test without running it while what the test has opened is unchanged. What the compiler opens is
+	// not known to it, the directories of the sources are.
+	err := filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && strings.HasPrefix(entry.Name(), ".") && path != ".." {
+			return fs.SkipDir
+		}
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(scratch, "wsbridge")
+	if out, err := exec.Command("go", "build", "-race", "-o", path, "wsbridge/cmd/wsbridge").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("the program does not build: %w\n%s", err, out)
+	}
+	return path, nil
+})
 
 // tool returns the path of a program that a Debian package has.
 func tool(t *testing.T, name, debianPackage string) string {
@@ -133,7 +157,7 @@ func start(t *testing.T, env []string, name string, args ...string) *process {
 	p := &process{cmd: exec.Command(name, args...), end: make(chan struct{})}
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), raceDetector}, env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // some have children
+	p.cmd.SysProcAttr = apart()
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +256,7 @@ type sidecar struct {
 func serve(t *testing.T, env ...string) *sidecar {
 	t.Helper()
 	defaults := []string{"WSBRIDGE_LISTEN=127.0.0.1:0", "WSBRIDGE_PUSH_LISTEN=127.0.0.1:0", "WSBRIDGE_LOG_FORMAT=json", "WSBRIDGE_NODE=here"}
-	s := &sidecar{process: start(t, append(defaults, env...), binary)}
+	s := &sidecar{process: start(t, append(defaults, env...), program(t))}
 	t.Cleanup(func() {
 		select {
 		case <-s.end:
@@ -257,13 +281,6 @@ func serve(t *testing.T, env ...string) *sidecar {
 		t.Fatalf("/readyz of a program that is serving: %d %s", status, body)
 	}
 	return s
-}
-
-// stop ends the program, which must drain and exit with 0.
-func (s *sidecar) stop(t *testing.T) {
-	t.Helper()
-	s.signal(t, syscall.SIGTERM)
-	s.exits(t, 0)
 }
 
 // push sends a message to a connection, which must be queued.

@@ -31,9 +31,10 @@ import (
 // runOnce runs the program to its end and returns what it wrote to stdout and to stderr, and its exit code.
 func runOnce(t *testing.T, env []string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
+	path := program(t) // building it takes longer than running it
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = append([]string{raceDetector}, env...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -163,8 +164,10 @@ func TestBothListenersWorkOnUnixSockets(t *testing.T) {
 	clients, pushes := filepath.Join(dir, "ws.sock"), filepath.Join(dir, "push.sock")
 	s := serve(t, "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_LISTEN=unix:"+clients, "WSBRIDGE_PUSH_LISTEN=unix:"+pushes, "WSBRIDGE_SOCKET_MODE=0640")
 	for _, socket := range []string{clients, pushes} {
-		if info, err := os.Lstat(socket); err != nil || info.Mode() != fs.ModeSocket|0o640 {
-			t.Errorf("socket: %v %v, want mode 0640", info, err)
+		if info, err := os.Lstat(socket); err != nil {
+			t.Error(err)
+		} else if info.Mode() != fs.ModeSocket|0o640 {
+			t.Errorf("%s has mode %s, want a socket with 0640", socket, info.Mode())
 		}
 	}
 	ask := func(args ...string) string {
@@ -310,7 +313,7 @@ func TestTheLogHasALineForEachConnectionAndNoSecret(t *testing.T) {
 				s = serve(t, env...)
 			} else {
 				s = &sidecar{clients: "127.0.0.1:" + freePort(t), pushes: "127.0.0.1:" + freePort(t)}
-				s.process = start(t, append(env, "WSBRIDGE_LISTEN="+s.clients, "WSBRIDGE_PUSH_LISTEN="+s.pushes), binary)
+				s.process = start(t, append(env, "WSBRIDGE_LISTEN="+s.clients, "WSBRIDGE_PUSH_LISTEN="+s.pushes), program(t))
 				s.awaitLine(t, "level=INFO msg=serving")
 			}
 			url := "ws://" + s.clients + "/ws?token=planted-secret-6"

@@ -188,12 +188,12 @@ func (m machine) settings(t *testing.T, lines ...string) {
 func TestTheUnitUnderARealSystemd(t *testing.T) {
 	t.Parallel()
 	m := boot(t)
-	program, err := os.Open(binary)
+	binary, err := os.Open(program(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer program.Close()
-	m.install(t, "/usr/local/bin/wsbridge", "0755", program)
+	defer binary.Close()
+	m.install(t, "/usr/local/bin/wsbridge", "0755", binary)
 	unit, err := os.ReadFile("../systemd/wsbridge.service")
 	if err != nil {
 		t.Fatal(err)

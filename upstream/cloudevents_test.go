@@ -310,7 +310,9 @@ func TestWhatConnectionNamesIsForOneHop(t *testing.T) {
 
 func TestTheForwardedHeadersAreASetting(t *testing.T) {
 	lines := []string{"GET /ws HTTP/1.1", "Host: a", "X-Api-Key: k1", "X-Api-Key: k2", "Cookie: a=b", "Cookie: c=d", "Origin: https://a", "User-Agent: z", "X-Empty:"}
-	p := exchange(t, func(c *Config) { c.ForwardHeaders = []string{" x-api-KEY ", "cookie", "X-Empty", "X-Missing", "X-Api-Key"} }, func(c *Client) *Event {
+	p := exchange(t, func(c *Config) {
+		c.ForwardHeaders = []string{" x-api-KEY ", "cookie", "X-Empty", "X-Missing", "X-Api-Key"}
+	}, func(c *Client) *Event {
 		e := text("x")
 		e.Handshake = c.Handshake(handshake(t, lines...))
 		return e

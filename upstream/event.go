@@ -50,7 +50,7 @@ type Handshake struct {
 	Query        string
 	RequestHost  string
 	Header       []Field // the forwarded headers but Cookie, as they came: for a few of them a list is a quarter of a map
-	Cookie       string      // as the backend has changed it since
+	Cookie       string  // as the backend has changed it since
 	ForwardedFor string
 	Proto        string
 	Host         string // as the client asked for it, before any proxy

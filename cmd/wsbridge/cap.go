@@ -1,18 +1,19 @@
 package main
 
 import (
-	"errors"
 	"net"
+	"net/http"
 	"sync/atomic"
-	"syscall"
 )
 
 // cappedListener closes what is accepted over its maximum at once: sockets that never become connections must not use up the
-// descriptors that the push side and the backend need.
+// descriptors that the push side and the backend need. It counts those that have not become one; the others are counted
+// where they are limited.
 type cappedListener struct {
 	net.Listener
-	max  int64
-	open atomic.Int64
+	max         int64
+	connections func() int // that have left the server
+	waiting     atomic.Int64
 }
 
 // Accept returns the next connection within the maximum.
@@ -22,41 +23,19 @@ func (l *cappedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.open.Add(1) <= l.max {
-			return &cappedConn{Conn: c, listener: l}, nil
+		if l.waiting.Load()+int64(l.connections()) < l.max {
+			return c, nil
 		}
-		l.open.Add(-1)
 		c.Close()
 	}
 }
 
-// cappedConn tells its listener when it is closed.
-type cappedConn struct {
-	net.Conn
-	listener *cappedListener
-	closed   atomic.Bool
-}
-
-// Close closes the connection and makes room for another.
-func (c *cappedConn) Close() error {
-	if !c.closed.Swap(true) {
-		defer c.listener.open.Add(-1)
+// track is the server's ConnState: a connection waits from its first byte's expectation to its upgrade or its end.
+func (l *cappedListener) track(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		l.waiting.Add(1)
+	case http.StateHijacked, http.StateClosed:
+		l.waiting.Add(-1)
 	}
-	return c.Conn.Close()
-}
-
-// CloseWrite closes the sending side.
-func (c *cappedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
-// SyscallConn gives access to the socket's options.
-func (c *cappedConn) SyscallConn() (syscall.RawConn, error) {
-	if raw, ok := c.Conn.(syscall.Conn); ok {
-		return raw.SyscallConn()
-	}
-	return nil, errors.ErrUnsupported
 }

@@ -61,19 +61,19 @@ func serve(ctx context.Context, s settings, log *slog.Logger, clients, pushes ne
 	if err != nil {
 		return fmt.Errorf("the backend's client: %w", err)
 	}
+	b := bridge.New(s.Bridge, s.Rate, client, log, registry)
 	// Some more sockets than connections may be open: handshakes, and clients on their way out.
-	outer := &cappedListener{Listener: clients, max: int64(s.Bridge.MaxConnections) + int64(s.Bridge.MaxConnections)/32 + 16}
-	var inner net.Listener = outer
+	capped := &cappedListener{Listener: clients, max: int64(s.Bridge.MaxConnections) + int64(s.Bridge.MaxConnections)/32 + 16, connections: b.Upgraded}
+	var inner net.Listener = capped
 	if s.Process.TLSCert != "" {
 		pair, err := newCertificate(s.Process.TLSCert, s.Process.TLSKey, log)
 		if err != nil {
 			return fmt.Errorf("WSBRIDGE_TLS_CERT and WSBRIDGE_TLS_KEY: %w", err)
 		}
-		inner = tls.NewListener(outer, pair.config())
+		inner = tls.NewListener(capped, pair.config())
 	}
-	b := bridge.New(s.Bridge, s.Rate, client, log, registry)
 	quiet := slog.NewLogLogger(log.Handler(), slog.LevelDebug) // net/http's own lines are about strangers' mistakes
-	clientServer := &http.Server{Handler: b, ReadHeaderTimeout: s.Bridge.HandshakeTimeout, MaxHeaderBytes: maxHeader, ErrorLog: quiet}
+	clientServer := &http.Server{Handler: b, ReadHeaderTimeout: s.Bridge.HandshakeTimeout, MaxHeaderBytes: maxHeader, ErrorLog: quiet, ConnState: capped.track}
 	clientServer.SetKeepAlivesEnabled(false) // who doesn't upgrade has nothing more to ask
 	pushServer := &http.Server{
 		Handler:           b.Push(promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})),
