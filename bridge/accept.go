@@ -113,7 +113,7 @@ func (b *Bridge) admit(w http.ResponseWriter, r *http.Request, from peer) (*conn
 	}
 	handshake := b.upstream.Handshake(r)
 	handshake.ForwardedFor, handshake.Proto, handshake.Host, handshake.Address = from.ForwardedFor, from.Proto, from.Host, from.realIP()
-	c := b.newConn(record{ID: newID(now), Since: now, Handshake: *handshake}, key)
+	c := b.newConn(record{ID: newID(now), Since: now, Handshake: *handshake})
 	b.registry.add(c)
 	if b.isDraining() { // the drain may have looked just before
 		c.end(closeShutdown())

@@ -3,7 +3,6 @@ package bridge
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -27,36 +26,35 @@ type conn struct {
 	bridge *Bridge
 	ctx    context.Context // ends with the connection; its cause is the *Close
 	cancel context.CancelCauseFunc
-	key    netip.Prefix // what the connection counts under
 	socket *socket
 	ws     *websocket.Conn // reads; never written to after the 101
 	rate   *ratelimit.Connection
 	timer  *time.Timer // the next thing that time brings: see tick
 
-	parted chan struct{}  // closed when the close frame is out, or never will be
-	tasks  sync.WaitGroup // forwarder, writer, parting
+	tasks sync.WaitGroup // forwarder, writer, parting
 
 	lastMessage atomic.Int64 // either way, Unix nanoseconds
 	standing    atomic.Bool  // we have stopped reading: silence says nothing of the client
 
 	mu      sync.Mutex // guards the following
-	changed sync.Cond  // inbox, pending, the end
+	changed sync.Cond  // inbox, pending, sealed, the end
 	record  record
 	opening bool // the 101 is not out yet
+	sealed  bool // the close frame is out, or never will be
 	over    bool // no task is started any more
 
 	inbox      []message
 	inboxBytes int64
-	pending    int    // messages read and not settled: in the inbox, under way, or held by the rate
-	unposted   int    // messages that were not posted, since the one before them ended the connection
+	pending    int32  // messages read and not settled: in the inbox, under way, or held by the rate
+	unposted   int32  // messages that were not posted, since the one before them ended the connection
 	failed     *Close // how the connection would have ended on a reply, had it not been ending already
 	forwarding bool
 
 	out     queue
 	writing bool
 
-	nextPing time.Time
-	pinged   time.Time // when the ping that is out was written; zero: none, or answered
+	nextPing int64 // Unix nanoseconds
+	pinged   int64 // when the last ping was written; 0: none was
 }
 
 // message is what a client sent.
@@ -69,8 +67,8 @@ type message struct {
 // cost is what the message counts against the inbox: an empty one takes memory too.
 func (m message) cost() int64 { return int64(len(m.body.Data)) + 64 }
 
-func (b *Bridge) newConn(rec record, key netip.Prefix) *conn {
-	c := &conn{bridge: b, key: key, record: rec, opening: true, rate: b.rates.Connection(), parted: make(chan struct{})}
+func (b *Bridge) newConn(rec record) *conn {
+	c := &conn{bridge: b, record: rec, opening: true, rate: b.rates.Connection()}
 	c.changed.L = &c.mu
 	// Not a child of the bridge's context: that one ends the POSTs, and a connection still says goodbye then.
 	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(b.ctx))
@@ -116,9 +114,10 @@ func (c *conn) opened() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.opening = false
-	c.nextPing = time.Now().Add(c.bridge.pingPhase())
+	now := time.Now()
+	c.nextPing = now.Add(c.bridge.pingPhase()).UnixNano()
 	c.timer = time.AfterFunc(time.Hour, c.tick)
-	c.schedule(time.Now())
+	c.schedule(now)
 	if c.ctx.Err() != nil {
 		c.tasks.Go(c.part)
 	} else if !c.out.empty() {
@@ -130,7 +129,11 @@ func (c *conn) opened() {
 // returned.
 func (c *conn) leave(why *Close) {
 	c.end(why)
-	<-c.parted
+	c.mu.Lock()
+	for !c.sealed {
+		c.changed.Wait()
+	}
+	c.mu.Unlock()
 	c.socket.finish(closeWait)
 	c.timer.Stop()
 	c.bridge.registry.release(c)
@@ -161,9 +164,9 @@ func (c *conn) seal() {
 	if why.silent {
 		c.mu.Lock()
 		c.out.discard()
+		c.seals()
 		c.mu.Unlock()
 		c.socket.Conn.Close() // a write that is under way ends now
-		close(c.parted)
 		return
 	}
 	c.mu.Lock()
@@ -192,15 +195,20 @@ func (c *conn) seal() {
 		c.out.end(controlFrame(nil, opClose, c.verdict().body()), why.urgent)
 		c.startWriter()
 	}
-	c.mu.Unlock()
-
-	select {
-	case <-c.parted:
-		c.socket.SetReadDeadline(time.Now().Add(closeWait))
-	case <-time.After(c.bridge.config.WriteTimeout):
-		// What is queued takes too long to go out. The socket's end ends the writer, and that the parting.
-		c.socket.Conn.Close()
+	// What is queued may take too long to go out. The socket's end ends the writer, and that seals.
+	alarm := time.AfterFunc(c.bridge.config.WriteTimeout, func() { c.socket.Conn.Close() })
+	for !c.sealed {
+		c.changed.Wait()
 	}
+	c.mu.Unlock()
+	alarm.Stop()
+	c.socket.SetReadDeadline(time.Now().Add(closeWait))
+}
+
+// seals says that no more is written. The lock is held.
+func (c *conn) seals() {
+	c.sealed = true
+	c.changed.Broadcast()
 }
 
 // enqueue sends a frame to the client, now or behind what waits. It returns false when the connection has ended, or ends by this, its
@@ -245,17 +253,15 @@ func (c *conn) write() {
 		}
 		var wire []byte
 		var f frame
-		ping, last := false, false
+		ping := false
 		switch q := &c.out; {
 		case len(q.pongs) > 0:
 			wire, q.pongs = q.pongs, nil
 		case q.ping:
 			wire, q.ping, ping = controlFrame(nil, opPing, nil), false, true
-		case len(q.messages) > 0:
+		default:
 			f = q.take()
 			wire = f.wire
-		default:
-			wire, q.last, last = q.last, nil, true
 		}
 		c.mu.Unlock()
 
@@ -264,19 +270,19 @@ func (c *conn) write() {
 			return
 		}
 		c.mu.Lock()
-		if f.messages > 0 {
+		switch {
+		case f.messages > 0:
 			c.record.MessagesOut += uint64(f.messages)
 			c.record.BytesOut += uint64(f.payload)
 			c.bridge.metrics.sent(f.messages, f.payload)
 			c.lastMessage.Store(time.Now().UnixNano())
-		}
-		if ping {
-			c.pinged = time.Now()
-			c.schedule(c.pinged)
-		}
-		if last {
+		case ping:
+			now := time.Now()
+			c.pinged = now.UnixNano()
+			c.schedule(now)
+		case f.wire != nil: // the close frame
 			c.out.discard()
-			close(c.parted)
+			c.seals()
 		}
 		c.mu.Unlock()
 	}
@@ -292,11 +298,7 @@ func (c *conn) writeFailed(err error) {
 	c.mu.Lock()
 	c.out.discard()
 	c.writing = false
-	c.changed.Broadcast()
-	silent := c.ending().silent
+	c.seals()
 	c.mu.Unlock()
 	c.socket.Conn.Close()
-	if !silent {
-		close(c.parted) // a silent parting closes it by itself
-	}
 }

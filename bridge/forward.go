@@ -79,8 +79,8 @@ func (c *conn) apply(reply *upstream.Reply) {
 
 // abandon drops the messages that wait: the one before them ended the connection, and the client knows from the code. The lock is held.
 func (c *conn) abandon() {
-	c.unposted += len(c.inbox)
-	c.pending -= len(c.inbox)
+	c.unposted += int32(len(c.inbox))
+	c.pending -= int32(len(c.inbox))
 	c.inbox, c.inboxBytes = nil, 0
 	c.changed.Broadcast()
 }

@@ -44,7 +44,7 @@ func (b *Bridge) goodbye(c *conn) {
 		slog.String("id", r.ID), slog.String("address", r.Handshake.Address), slog.String("path", r.Handshake.Path), slog.String("user", r.User),
 		slog.Int("code", said.Code), slog.String("reason", said.Reason), slog.String("by", said.By), slog.Float64("seconds", said.Seconds),
 		slog.Uint64("messages_in", said.MessagesIn), slog.Uint64("messages_out", said.MessagesOut),
-		slog.Uint64("bytes_in", said.BytesIn), slog.Uint64("bytes_out", said.BytesOut), slog.Uint64("dropped", r.Dropped), slog.Int("unposted", unposted),
+		slog.Uint64("bytes_in", said.BytesIn), slog.Uint64("bytes_out", said.BytesOut), slog.Uint64("dropped", r.Dropped), slog.Int("unposted", int(unposted)),
 	}
 	if why.failure != nil {
 		line = append(line, slog.String("error", why.failure.Error()))

@@ -20,16 +20,16 @@ func (c *conn) tick() {
 	}
 	var why *Close
 	switch config := c.bridge.config; {
-	case c.silent() && !now.Before(c.pinged.Add(config.PongTimeout)):
+	case c.silent() && !now.Before(time.Unix(0, c.pinged).Add(config.PongTimeout)):
 		why = closeHeartbeat()
 	case config.MaxAge > 0 && !now.Before(c.bridge.expiry(&c.record)):
 		why = closeOld()
 	case config.IdleTimeout > 0 && !now.Before(c.lastUse().Add(config.IdleTimeout)):
 		why = closeIdle()
-	case !now.Before(c.nextPing):
+	case now.UnixNano() >= c.nextPing:
 		c.out.ping = true
 		c.startWriter()
-		c.nextPing = now.Add(config.PingInterval)
+		c.nextPing = now.Add(config.PingInterval).UnixNano()
 	}
 	if why == nil {
 		c.schedule(now)
@@ -43,9 +43,9 @@ func (c *conn) tick() {
 // schedule sets the timer to what is due next. The lock is held.
 func (c *conn) schedule(now time.Time) {
 	config := c.bridge.config
-	next := c.nextPing
+	next := time.Unix(0, c.nextPing)
 	if c.silent() {
-		next = earlier(next, c.pinged.Add(config.PongTimeout))
+		next = earlier(next, time.Unix(0, c.pinged).Add(config.PongTimeout))
 	}
 	if config.MaxAge > 0 {
 		next = earlier(next, c.bridge.expiry(&c.record))
@@ -58,7 +58,7 @@ func (c *conn) schedule(now time.Time) {
 
 // silent reports whether nothing has come since the last ping went out, while we were reading. The lock is held.
 func (c *conn) silent() bool {
-	return !c.pinged.IsZero() && !c.standing.Load() && c.socket.heard.Load() < c.pinged.UnixNano()
+	return c.pinged != 0 && !c.standing.Load() && c.socket.heard.Load() < c.pinged
 }
 
 // lastUse is when the last message came or went; a message that is being answered is use as well. The lock is held.

@@ -9,10 +9,9 @@ const maxPongs = 4 << 10
 type queue struct {
 	pongs    []byte // whole frames
 	ping     bool
-	messages []frame
-	bytes    int64  // cost of the messages
-	last     []byte // the close frame
-	shut     bool   // takes nothing more
+	shut     bool    // takes nothing more
+	messages []frame // the last of a queue that is shut is the close frame, which has no messages in it
+	bytes    int64   // cost of the messages
 }
 
 // add queues a frame. Where it does not fit within limit (bytes) it returns false, or makes room by dropping the oldest and returns how
@@ -56,7 +55,9 @@ func (q *queue) end(closing []byte, urgent bool) {
 	if urgent {
 		q.messages, q.bytes = nil, 0
 	}
-	q.shut, q.ping, q.last = true, false, closing
+	f := frame{wire: closing}
+	q.messages, q.bytes = append(q.messages, f), q.bytes+f.cost()
+	q.shut, q.ping = true, false
 }
 
 // discard empties the queue for good.
@@ -66,5 +67,5 @@ func (q *queue) discard() {
 
 // empty reports whether nothing waits.
 func (q *queue) empty() bool {
-	return len(q.pongs) == 0 && !q.ping && len(q.messages) == 0 && q.last == nil
+	return len(q.pongs) == 0 && !q.ping && len(q.messages) == 0
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/binary"
+	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -52,6 +53,15 @@ func (r *record) event(kind upstream.Type, position int64, at time.Time) *upstre
 		Type: kind, ID: r.ID + "-" + strconv.FormatInt(position, 10), Time: at, ConnectionID: r.ID, Sequence: r.Sequence, Attempt: 1,
 		UserID: r.User, State: r.State, Subprotocol: r.Subprotocol, Handshake: &handshake,
 	}
+}
+
+// key is what the connection counts under.
+func (r *record) key() netip.Prefix {
+	address, err := netip.ParseAddr(r.Handshake.Address)
+	if err != nil {
+		return netip.Prefix{} // not known
+	}
+	return limitKey(address)
 }
 
 // learn takes over what a reply says of the connection itself.

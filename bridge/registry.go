@@ -44,7 +44,7 @@ func (g *registry) release(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.parting, c)
-	g.giveBack(c.key)
+	g.giveBack(c.record.key())
 }
 
 func (g *registry) giveBack(key netip.Prefix) {
