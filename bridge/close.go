@@ -39,7 +39,7 @@ const (
 const (
 	// partingAnswers is how long a client that has said goodbye, or broken a rule, waits for the answers to what it sent before. Short,
 	// because its own close should be answered as soon as practical (RFC 6455, 5.5.1), and enough for a backend that is up.
-	partingAnswers = 250 * time.Millisecond
+	partingAnswers = 500 * time.Millisecond
 	// allAnswers waits for every answer; each POST has its own timeout, and a drain its end.
 	allAnswers = time.Duration(math.MaxInt64)
 )

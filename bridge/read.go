@@ -213,8 +213,5 @@ func (c *conn) readFailed(err error) *Close {
 	if _, ok := errors.AsType[flate.CorruptInputError](err); ok {
 		return closeInvalidText("compressed data that does not inflate")
 	}
-	if errors.Is(err, websocket.ErrReadLimit) { // a frame that says it has over 2⁶³ bytes
-		return closeTooBig(c.bridge.config.MaxMessage)
-	}
 	return closeProtocol(err)
 }

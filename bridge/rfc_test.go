@@ -164,8 +164,7 @@ func TestAFloodOfPingsIsAnsweredByTheLastPongs(t *testing.T) {
 	t.Parallel()
 	r := start(t, func(o *options) { o.bridge.WriteTimeout = patience })
 	c := r.dial(t, "/ws")
-	// Far more than the kernel's buffers hold of a client that does not read. What does not fit must not pile up in the bridge.
-	c.SetReadBuffer(4 << 10)
+	// Far more than the kernel's buffers hold for a client that does not read. What does not fit must not pile up in the bridge.
 	const flood = 60_000
 	padding := random(117)
 	number := func(i int) string { return string(append(binary.BigEndian.AppendUint64(nil, uint64(i)), padding...)) }
@@ -701,7 +700,7 @@ func TestLargeMessagesComeBackAsTheyWent(t *testing.T) {
 	c.wantOpen()
 }
 
-// smallest is what an extension's answer says where the client asked for nothing more.
+// agreed is the answer to an offer where the client asked for nothing more.
 const agreed = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 
 // offers are what a client may say of permessage-deflate, and what RFC 7692 lets us answer.

@@ -12,7 +12,7 @@ import (
 )
 
 // readBuffer is gorilla's read buffer, in bytes: the smallest that holds a control frame whole. A connection keeps it all its life.
-const readBuffer = 512
+const readBuffer = 288
 
 // writeChunk is how much is written under one deadline, in bytes: a large message on a slow line is fine as long as it gets on.
 const writeChunk = 64 << 10

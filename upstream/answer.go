@@ -209,6 +209,9 @@ func parseClose(value string) (*Close, error) {
 // retryAfter reads Retry-After in either form of RFC 9110, 10.2.3; 0 where there is none or it makes no sense.
 func retryAfter(header http.Header, now time.Time) time.Duration {
 	value := strings.TrimSpace(header.Get("Retry-After"))
+	if value == "" {
+		return 0
+	}
 	// What is beyond the range, ParseUint makes the largest: 68 years.
 	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil || errors.Is(err, strconv.ErrRange) {
 		return time.Duration(seconds) * time.Second

@@ -190,7 +190,7 @@ func (c *Client) attempt(ctx context.Context, e *Event) *Reply {
 	if answer.StatusCode == http.StatusSwitchingProtocols {
 		return &Reply{Outcome: Invalid, Status: answer.StatusCode, Err: errors.New("the backend answered 101 to a POST without Upgrade")}
 	}
-	body, err := io.ReadAll(io.LimitReader(answer.Body, c.config.MaxAnswer+1))
+	body, err := readBody(answer, c.config.MaxAnswer)
 	switch {
 	case e.Type == Disconnect:
 		body = nil // its status says everything
@@ -205,6 +205,16 @@ func (c *Client) attempt(ctx context.Context, e *Event) *Reply {
 		return &Reply{Outcome: Invalid, Status: answer.StatusCode, Err: fmt.Errorf("the answer is larger than %d bytes", c.config.MaxAnswer)}
 	}
 	return c.reply(e, answer, body, time.Now())
+}
+
+// readBody reads an answer's body, and no more than one byte beyond the limit.
+func readBody(answer *http.Response, limit int64) ([]byte, error) {
+	if answer.ContentLength < 0 || answer.ContentLength > limit {
+		return io.ReadAll(io.LimitReader(answer.Body, limit+1))
+	}
+	body := make([]byte, answer.ContentLength)
+	_, err := io.ReadFull(answer.Body, body)
+	return body, err
 }
 
 // broken is the reply where no answer came.

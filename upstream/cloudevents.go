@@ -28,10 +28,13 @@ func (c *Client) request(e *Event) *http.Request {
 	if header["User-Agent"] == nil {
 		header["User-Agent"] = nil // or net/http would send its own
 	}
-	// The ce- names go out as the specification and our documentation write them; header names are case-insensitive.
+	// The ce- names go out as the specification and our documentation write them; header names are case-insensitive. Their values share
+	// one array: an allocation for each would be most of a POST's.
+	values := make([]string, 0, 17)
 	set := func(name, value string) {
 		if value != "" {
-			header[name] = []string{value}
+			values = append(values, value)
+			header[name] = values[len(values)-1:]
 		}
 	}
 	set("ce-specversion", "1.0")

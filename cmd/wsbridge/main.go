@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
 	"strings"
@@ -29,6 +30,11 @@ const (
 )
 
 func main() {
+	// net/http's client quotes what a backend sends unasked to the standard logger, and nothing of ours writes there.
+	log.SetOutput(io.Discard)
+	if os.Getenv("GOGC") == "" {
+		paceGC()
+	}
 	ctx, stop := untilSignal(context.Background())
 	code := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
 	stop()
