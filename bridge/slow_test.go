@@ -30,6 +30,7 @@ func TestASlowClientIsClosedWhenItsQueueIsFull(t *testing.T) {
 		if queued < 10 || queued > 12 {
 			t.Errorf("messages queued = %d, want 10 to 12", queued)
 		}
+		synctest.Wait() // the queue is given up
 		if got := b.call("GET", "/connections/"+id, "").Code; got != http.StatusGone {
 			t.Errorf("status of the connection = %d, want 410", got)
 		}
