@@ -45,7 +45,7 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !slices.ContainsFunc(b.config.Paths, func(p Path) bool { return p.match(path) }) {
-		refuse(gatePath, http.StatusNotFound, "nothing here")
+		refuse(gatePath, http.StatusNotFound, "no WebSocket at %q (WSBRIDGE_PATHS)", path)
 		return
 	}
 	if status, reason := malformed(w.Header(), r); status != 0 {
@@ -69,6 +69,9 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case gateRate:
 			refuse(by, http.StatusTooManyRequests, "too many handshakes from your address")
 		case gateOrigin:
+			b.refusals.Do(func() {
+				b.log.Warn("origin refused: set WSBRIDGE_ALLOWED_ORIGINS, or let the proxy pass the Host", "origin", r.Header.Get("Origin"), "host", from.Host)
+			})
 			refuse(by, http.StatusForbidden, "origin %q is not allowed", r.Header.Get("Origin"))
 		}
 		return
@@ -152,9 +155,7 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 		if reply.To != "" {
 			target, _ = b.destination(reply.To)
 		}
-		if target != nil {
-			b.send(target, reply.Messages, false)
-		}
+		b.deliver(target, reply.Messages, false)
 	}
 	if why := closeFor(reply); why != nil {
 		c.end(why)
@@ -187,7 +188,7 @@ func refusal(w http.ResponseWriter, r *upstream.Reply) {
 	}
 	switch r.Outcome {
 	case upstream.Invalid:
-		http.Error(w, "the backend's answer makes no sense", http.StatusBadGateway)
+		http.Error(w, "the backend gave an invalid answer", http.StatusBadGateway)
 		return
 	case upstream.Unreachable, upstream.Uncertain:
 		if r.Status != 0 {

@@ -41,6 +41,7 @@ type Bridge struct {
 	goodbyes goodbyes
 
 	refusals rate.Sometimes // that are logged
+	outages  rate.Sometimes
 
 	serving  atomic.Bool
 	upgraded atomic.Int64
@@ -56,6 +57,7 @@ func New(config Config, rates ratelimit.Config, client *upstream.Client, log *sl
 		config: config, rates: rates, handshakes: ratelimit.NewHandshakes(rates), upstream: client, log: log,
 		scratch:  sync.Pool{New: func() any { return new([]byte) }},
 		refusals: rate.Sometimes{First: 3, Interval: time.Minute},
+		outages:  rate.Sometimes{Interval: 10 * time.Second},
 		upgrader: websocket.Upgrader{
 			HandshakeTimeout: config.WriteTimeout,
 			CheckOrigin:      func(*http.Request) bool { return true }, // a gate of ours
@@ -148,6 +150,13 @@ func (b *Bridge) send(c *conn, messages []upstream.Payload, later bool) bool {
 	return c.enqueue(b.frames.build(messages, window), later)
 }
 
+// deliver sends an answer's messages to a connection, or counts them as dropped where it is gone (nil).
+func (b *Bridge) deliver(c *conn, messages []upstream.Payload, later bool) {
+	if c == nil || !b.send(c, messages, later) {
+		b.metrics.dropped.WithLabelValues("gone").Add(float64(len(messages)))
+	}
+}
+
 // destination returns the connection that a send route names, nil where it is gone, and whether the route makes sense.
 func (b *Bridge) destination(route string) (target *conn, known bool) {
 	id, ok := strings.CutPrefix(route, "/connections/")
@@ -157,22 +166,24 @@ func (b *Bridge) destination(route string) (target *conn, known bool) {
 	return b.registry.find(id), true
 }
 
-// complain writes the one line about a reply that an operator may have to do something about. That an application turns clients away is
-// its business, and only said now and then: it may be a CSRF protection that was forgotten.
+// complain writes the one line about a reply that an operator may have to do something about. What comes in floods is only said now and
+// then: a backend that is away, and an application that turns clients away, which is its business, unless its CSRF protection does.
 func (b *Bridge) complain(kind upstream.Type, r *upstream.Reply) {
-	warn := func() {
-		b.log.Warn("the backend's answer ends a connection", "event", string(kind), "url", b.upstream.URL(), "status", r.Status, "outcome", r.Outcome.String(), "error", r.Err)
+	warn := func(message string) {
+		b.log.Warn(message, "event", string(kind), "url", b.upstream.URL(), "status", r.Status, "outcome", r.Outcome.String(), "error", r.Err)
 	}
 	switch r.Outcome {
 	case upstream.Invalid, upstream.Failed, upstream.Misconfigured:
-		warn()
+		warn("the backend's answer is of no use")
 	case upstream.Redirected:
 		if kind == upstream.Message { // on connect it may send the client to a login
-			warn()
+			warn("the backend's answer is of no use")
 		}
+	case upstream.Unreachable, upstream.Uncertain, upstream.Later:
+		b.outages.Do(func() { warn("the backend does not answer") })
 	case upstream.Refused, upstream.Forbidden:
 		if len(r.Messages) == 0 {
-			b.refusals.Do(warn)
+			b.refusals.Do(func() { warn("the backend refuses") })
 		}
 	}
 }

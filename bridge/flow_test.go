@@ -466,8 +466,8 @@ func TestAHandshakeThatTheBackendRefusesGetsTheBackendsAnswer(t *testing.T) {
 			w.Header().Set("Retry-After", "7")
 			w.WriteHeader(503)
 		}, 503, map[string]string{"Retry-After": "7"}, "Service Unavailable\n"},
-		{"an invalid answer", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Ws-Join", "a b") }, 502, nil, "the backend's answer makes no sense\n"},
-		{"a subprotocol that was not offered", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Sec-WebSocket-Protocol", "other") }, 502, nil, "the backend's answer makes no sense\n"},
+		{"an invalid answer", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Ws-Join", "a b") }, 502, nil, "the backend gave an invalid answer\n"},
+		{"a subprotocol that was not offered", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Sec-WebSocket-Protocol", "other") }, 502, nil, "the backend gave an invalid answer\n"},
 		{"a connection that breaks off", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 502, map[string]string{"Retry-After": "5"}, "the backend can't be reached\n"},
 	}
 	for _, test := range tests {

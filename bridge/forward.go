@@ -60,8 +60,8 @@ func (c *conn) apply(reply *upstream.Reply) {
 		c.record.learn(reply, time.Now())
 		c.mu.Unlock()
 	}
-	if len(reply.Messages) > 0 && target != nil {
-		c.bridge.send(target, reply.Messages, target == c)
+	if len(reply.Messages) > 0 {
+		c.bridge.deliver(target, reply.Messages, target == c)
 	}
 	if why == nil {
 		return

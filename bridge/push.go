@@ -237,13 +237,13 @@ func (b *Bridge) pushList(w http.ResponseWriter, r *http.Request) {
 	}
 	query := r.URL.Query()
 	for _, field := range []string{"user", "group"} {
-		if value := query.Get(field); query.Has(field) && !upstream.ValidName(value) {
+		if value := query.Get(field); value != "" && !upstream.ValidName(value) {
 			problem(w, http.StatusBadRequest, field, fmt.Sprintf("%s %q: use 1 to 200 printable ASCII characters without space, comma, quotes and %%", field, value))
 			return
 		}
 	}
 	limit := 100
-	if value := query.Get("limit"); query.Has("limit") {
+	if value := query.Get("limit"); value != "" {
 		var err error
 		if limit, err = strconv.Atoi(value); err != nil || limit < 1 || limit > maxList {
 			problem(w, http.StatusBadRequest, "limit", fmt.Sprintf("limit %q: use a number from 1 to %d", value, maxList))
@@ -256,7 +256,10 @@ func (b *Bridge) pushList(w http.ResponseWriter, r *http.Request) {
 	}{Connections: []view{}}
 	for _, c := range b.registry.after(query.Get("after")) {
 		v := c.view()
-		if query.Has("user") && v.User != query.Get("user") || query.Has("group") && !slices.Contains(v.Groups, query.Get("group")) {
+		if user := query.Get("user"); user != "" && v.User != user {
+			continue
+		}
+		if group := query.Get("group"); group != "" && !slices.Contains(v.Groups, group) {
 			continue
 		}
 		if len(page.Connections) == limit {

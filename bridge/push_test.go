@@ -181,7 +181,7 @@ func TestABadPushGetsAProblemThatNamesTheField(t *testing.T) {
 			{"GET", "/connections?limit=0", "", "", 400, "limit"},
 			{"GET", "/connections?limit=1001", "", "", 400, "limit"},
 			{"GET", "/connections?user=a+b", "", "", 400, "user"},
-			{"GET", "/connections?group=", "", "", 400, "group"},
+			{"GET", "/connections?group=a,b", "", "", 400, "group"},
 			{"GET", "/connections?grup=x", "", "", 400, "grup"},
 		}
 		for _, test := range tests {
@@ -256,6 +256,9 @@ func TestListingGoesThroughAllConnectionsOldestFirst(t *testing.T) {
 		}
 		if got, next := list("group=all&limit=7"); len(got) != 7 || next != "" {
 			t.Errorf("group=all: %d and next %q, want 7 and none", len(got), next)
+		}
+		if got, _ := list("user=&group=&limit=&after="); len(got) != 7 {
+			t.Errorf("with empty parameters: %d, want all 7", len(got))
 		}
 		if got, _ := list("group=nobody"); len(got) != 0 {
 			t.Errorf("group=nobody: %v", got)
