@@ -69,7 +69,7 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case gateRate:
 			refuse(by, http.StatusTooManyRequests, "too many handshakes from your address")
 		case gateOrigin:
-			b.refusals.Do(func() {
+			b.strangers.Do(func() {
 				b.log.Warn("origin refused: set WSBRIDGE_ALLOWED_ORIGINS, or let the proxy pass the Host", "origin", r.Header.Get("Origin"), "host", from.Host)
 			})
 			refuse(by, http.StatusForbidden, "origin %q is not allowed", r.Header.Get("Origin"))
@@ -83,15 +83,18 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refused(w)
 		return
 	}
+	b.metrics.accepted.Inc()
 	if err := b.upgrade(w, r, c, header); err != nil {
 		// The backend has accepted the connection, so it is told of the end. The client left while it was opening.
 		c.end(closeVanished(err))
+		c.mu.Lock()
+		c.out.discard()
+		c.mu.Unlock()
 		b.registry.release(c)
 		b.goodbye(c)
 		b.conns.Done()
 		return
 	}
-	b.metrics.accepted.Inc()
 	// The handler returns, and net/http lets go of the request and its buffers.
 	go c.serve()
 }
@@ -213,9 +216,9 @@ func refusal(w http.ResponseWriter, r *upstream.Reply) {
 func (b *Bridge) discard(c *conn) {
 	c.mu.Lock()
 	c.out.discard()
-	c.mu.Unlock()
 	c.cancel(closeVanished(errors.New("the handshake was refused")))
 	b.registry.remove(c)
+	c.mu.Unlock()
 	b.registry.release(c)
 	b.conns.Done()
 }

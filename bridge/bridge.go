@@ -40,8 +40,9 @@ type Bridge struct {
 	conns    sync.WaitGroup // connections, until nothing is left of them
 	goodbyes goodbyes
 
-	refusals rate.Sometimes // that are logged
-	outages  rate.Sometimes
+	refusals  rate.Sometimes // of the backend, that are logged
+	outages   rate.Sometimes // of the backend
+	strangers rate.Sometimes // refused for their origin
 
 	serving  atomic.Bool
 	upgraded atomic.Int64
@@ -55,9 +56,10 @@ var errDrained = errors.New("the time to drain is over")
 func New(config Config, rates ratelimit.Config, client *upstream.Client, log *slog.Logger, registry prometheus.Registerer) *Bridge {
 	b := &Bridge{
 		config: config, rates: rates, handshakes: ratelimit.NewHandshakes(rates), upstream: client, log: log,
-		scratch:  sync.Pool{New: func() any { return new([]byte) }},
-		refusals: rate.Sometimes{First: 3, Interval: time.Minute},
-		outages:  rate.Sometimes{Interval: 10 * time.Second},
+		scratch:   sync.Pool{New: func() any { return new([]byte) }},
+		refusals:  rate.Sometimes{First: 3, Interval: time.Minute},
+		outages:   rate.Sometimes{Interval: 10 * time.Second},
+		strangers: rate.Sometimes{First: 3, Interval: time.Minute},
 		upgrader: websocket.Upgrader{
 			HandshakeTimeout: config.WriteTimeout,
 			CheckOrigin:      func(*http.Request) bool { return true }, // a gate of ours
@@ -103,6 +105,8 @@ func (b *Bridge) Drain(limit time.Duration) (lost int) {
 			select {
 			case <-time.After(time.Until(start.Add(time.Duration(i) * step))):
 				c.end(closeShutdown())
+			case <-done: // all have gone by themselves
+				break spread
 			case <-b.ctx.Done():
 				break spread
 			}

@@ -84,6 +84,9 @@ func (c *conn) end(why *Close) {
 		return
 	}
 	c.cancel(why)
+	if why.abandon {
+		c.abandon() // under the same lock, so that the forwarder takes none of them
+	}
 	c.bridge.registry.remove(c)
 	c.changed.Broadcast()
 	if !c.opening {
@@ -136,13 +139,13 @@ func (c *conn) leave(why *Close) {
 	c.mu.Unlock()
 	c.socket.finish(closeWait)
 	c.timer.Stop()
-	c.bridge.registry.release(c)
 	c.bridge.upgraded.Add(-1)
 
 	c.mu.Lock()
 	c.over = true // whoever starts a task does so under the lock, so none starts behind the Wait
 	c.mu.Unlock()
 	c.tasks.Wait()
+	c.bridge.registry.release(c)
 	c.bridge.conns.Done()
 }
 
@@ -170,9 +173,6 @@ func (c *conn) seal() {
 		return
 	}
 	c.mu.Lock()
-	if why.abandon {
-		c.abandon()
-	}
 	if why.answers > 0 && c.pending > 0 {
 		expired := false
 		var alarm *time.Timer
@@ -265,6 +265,7 @@ func (c *conn) write() {
 		}
 		c.mu.Unlock()
 
+		began := time.Now()
 		if err := c.socket.send(wire, c.bridge.config.WriteTimeout); err != nil {
 			c.writeFailed(err)
 			return
@@ -277,9 +278,10 @@ func (c *conn) write() {
 			c.bridge.metrics.sent(f.messages, f.payload)
 			c.lastMessage.Store(time.Now().UnixNano())
 		case ping:
-			now := time.Now()
-			c.pinged = now.UnixNano()
-			c.schedule(now)
+			if !c.silent() { // the first ping without an answer counts
+				c.pinged = began.UnixNano()
+			}
+			c.schedule(time.Now())
 		case f.wire != nil: // the close frame
 			c.out.discard()
 			c.seals()

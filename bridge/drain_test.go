@@ -166,3 +166,23 @@ func TestADrainDoesNotWaitForClientsThatKeepTheirSideOpen(t *testing.T) {
 		}
 	})
 }
+
+func TestADrainIsOverWhenAllHaveLeftByThemselves(t *testing.T) {
+	inBubble(t, nil, func(b *bubble) {
+		var clients []*websocket.Conn
+		for range 100 {
+			clients = append(clients, b.dial())
+		}
+		start := time.Now()
+		drained := make(chan struct{})
+		go func() { b.Drain(time.Hour); close(drained) }()
+		time.Sleep(time.Second)
+		for _, c := range clients {
+			c.Close()
+		}
+		<-drained
+		if got := time.Since(start); got >= 2*time.Second {
+			t.Errorf("the drain took %s, want it to end with the last client, after 1s", got)
+		}
+	})
+}

@@ -486,8 +486,8 @@ func TestAHandshakeThatTheBackendRefusesGetsTheBackendsAnswer(t *testing.T) {
 						t.Errorf("%s = %q, want %q", name, got, want)
 					}
 				}
-				if got := b.registry.count(); got != 0 || b.registry.sockets != 0 {
-					t.Errorf("connections left = %d, sockets %d, want none", got, b.registry.sockets)
+				if got := b.registry.count(); got != 0 || b.registry.held != 0 {
+					t.Errorf("connections left = %d, sockets %d, want none", got, b.registry.held)
 				}
 			})
 		})
@@ -509,5 +509,46 @@ func TestMessagesAreDoneWithWhereTheBackendWantsNone(t *testing.T) {
 		if got := b.seen("message disconnect"); len(got) != 1 || got[0].header.Get("ce-sequence") != "2" {
 			t.Errorf("events = %v, want the disconnect, second in sequence", got)
 		}
+	})
+}
+
+func TestTheGoodbyeOfABrokenRuleHasAnIDOfItsOwn(t *testing.T) {
+	inBubble(t, nil, func(b *bubble) {
+		c := b.dial()
+		// A message and a close frame of one byte, in one write.
+		c.UnderlyingConn().Write([]byte{0x81, 0x82, 0, 0, 0, 0, 'h', 'i', 0x88, 0x81, 0, 0, 0, 0, 0})
+		if code, _ := closing(c); code != 1002 {
+			t.Errorf("close code = %d, want 1002", code)
+		}
+		time.Sleep(time.Minute)
+		ids := map[string]string{}
+		for _, e := range b.seen("connect message disconnect") {
+			if other, found := ids[e.id]; found {
+				t.Errorf("%s and %s have one id, %s", other, e.kind, e.id)
+			}
+			ids[e.id] = e.kind
+		}
+		if len(ids) != 3 {
+			t.Errorf("events = %v, want three", ids)
+		}
+	})
+}
+
+func TestClientsThatLeaveTheirMessagesBehindStillCount(t *testing.T) {
+	inBubble(t, func(w *world) {
+		w.config.MaxConnections = 2
+		w.answer = on(func(http.ResponseWriter, *http.Request) { time.Sleep(20 * time.Second) })
+	}, func(b *bubble) {
+		for range 2 {
+			c := b.dial()
+			send(t, c, "takes long")
+			c.Close()
+		}
+		time.Sleep(10 * time.Second)
+		if _, answer, err := b.tryDial(); err == nil || answer.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("handshake = %v, want 503 while two messages are under way", answer)
+		}
+		time.Sleep(20 * time.Second)
+		b.dial().Close()
 	})
 }

@@ -68,9 +68,11 @@ func (c *conn) apply(reply *upstream.Reply) {
 	}
 	if why.abandon {
 		c.mu.Lock()
-		c.abandon()
-		if c.failed == nil && c.ctx.Err() != nil {
-			c.failed = why
+		if c.ctx.Err() != nil {
+			c.abandon()
+			if c.failed == nil {
+				c.failed = why
+			}
 		}
 		c.mu.Unlock()
 	}
@@ -88,5 +90,6 @@ func (c *conn) abandon() {
 // settle counts a message as done with. The lock is held.
 func (c *conn) settle() {
 	c.pending--
+	c.lastMessage.Store(time.Now().UnixNano())
 	c.changed.Broadcast()
 }

@@ -47,6 +47,7 @@ func (g *guard) scan(p []byte) (n int, err error) {
 			continue
 		}
 		if err := g.check(); err != nil {
+			g.offset += int64(i)
 			return head, err
 		}
 		// Of a pong whose header came in two pieces gorilla has seen the first.

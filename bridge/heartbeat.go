@@ -42,6 +42,9 @@ func (c *conn) tick() {
 
 // schedule sets the timer to what is due next. The lock is held.
 func (c *conn) schedule(now time.Time) {
+	if c.ctx.Err() != nil {
+		return
+	}
 	config := c.bridge.config
 	next := time.Unix(0, c.nextPing)
 	if c.silent() {

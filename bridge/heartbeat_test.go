@@ -297,3 +297,22 @@ func TestEventsThatTheBackendDoesNotWantAreLeftOut(t *testing.T) {
 		}
 	})
 }
+
+func TestASilentClientIsFoundThoughPingsComeFasterThanPongsAreDue(t *testing.T) {
+	inBubble(t, func(w *world) { w.config.PongTimeout = time.Minute }, func(b *bubble) {
+		c := b.dial()
+		var pinged time.Time
+		c.SetPingHandler(func(string) error {
+			if pinged.IsZero() {
+				pinged = time.Now()
+			}
+			return nil
+		})
+		if code, _ := closing(c); code != 3008 {
+			t.Errorf("close code = %d, want 3008", code)
+		}
+		if got := time.Since(pinged); got != time.Minute {
+			t.Errorf("closed %s after the first ping without an answer, want 1m0s", got)
+		}
+	})
+}

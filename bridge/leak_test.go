@@ -147,8 +147,8 @@ func TestNothingIsLeftOfTenThousandConnections(t *testing.T) {
 	if heapNow > heap+4<<20 {
 		t.Errorf("heap %d bytes, was %d: over 400 bytes are left of each connection", heapNow, heap)
 	}
-	if b.registry.sockets != 0 || len(b.registry.open) != 0 || len(b.registry.addresses) != 0 {
-		t.Errorf("left in the registry: %d sockets, %d connections, %d addresses", b.registry.sockets, len(b.registry.open), len(b.registry.addresses))
+	if b.registry.held != 0 || len(b.registry.open) != 0 || len(b.registry.addresses) != 0 {
+		t.Errorf("left in the registry: %d sockets, %d connections, %d addresses", b.registry.held, len(b.registry.open), len(b.registry.addresses))
 	}
 	mu.Lock()
 	defer mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,17 +41,21 @@ func (b *Bridge) Push(metrics http.Handler) http.Handler {
 
 	var sites http.CrossOriginProtection
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// A body that nobody has read by then is not waited for.
+		defer func() { http.NewResponseController(w).SetReadDeadline(time.Now().Add(time.Second)) }()
 		if r.URL.Path != "/healthz" && r.URL.Path != "/readyz" {
 			if !b.authorized(w, r) {
 				return
 			}
 		}
-		if err := sites.Check(r); err != nil {
-			problem(w, http.StatusForbidden, "", "a page of another site may not call this: "+err.Error())
+		// Check lets reading pass, whose answers another site's page can't see. It could still start a profile.
+		site := r.Header.Get("Sec-Fetch-Site")
+		if sites.Check(r) != nil || site == "cross-site" || site == "same-site" {
+			problem(w, http.StatusForbidden, "", "a page of another site may not call this")
 			return
 		}
 		handler, pattern := mux.Handler(r)
-		if pattern == "" || strings.Contains(r.URL.EscapedPath(), "//") {
+		if pattern == "" || !clean(r.URL.EscapedPath()) {
 			probe := verdict{header: http.Header{}, status: http.StatusNotFound}
 			if pattern == "" {
 				handler.ServeHTTP(&probe, r)
@@ -65,6 +70,11 @@ func (b *Bridge) Push(metrics http.Handler) http.Handler {
 		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// clean reports whether a path has no dot segments and no empty ones: the mux would redirect to what it makes of it.
+func clean(p string) bool {
+	return p == "/" || path.Clean(p) == strings.TrimSuffix(p, "/")
 }
 
 // verdict is a response of which only the status and the headers matter.
@@ -88,8 +98,8 @@ func (b *Bridge) authorized(w http.ResponseWriter, r *http.Request) bool {
 		problem(w, http.StatusForbidden, "Host", fmt.Sprintf("without WSBRIDGE_PUSH_TOKEN the Host must be a loopback name such as localhost, not %q", r.Host))
 		return false
 	}
-	offered, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !bearer {
+	scheme, offered, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
 		_, offered, _ = r.BasicAuth()
 	}
 	// Hashes have one length: the comparison tells nothing of the token's.

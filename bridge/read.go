@@ -76,7 +76,7 @@ func (c *conn) take(m message) *Close {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ending := c.ending()
-	if why != nil || ending != nil && ending.abandon || !c.bridge.upstream.Wants(upstream.Message) {
+	if why != nil || ending != nil && (ending.abandon || c.failed != nil) || !c.bridge.upstream.Wants(upstream.Message) {
 		if ending != nil {
 			c.unposted++
 		}

@@ -4,15 +4,17 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 )
 
-// registry knows the connections that are open or opening, and counts those that still have a socket.
+// registry knows the connections that are open or opening, and counts those of which anything is left: one that has gone may still have
+// messages at the backend.
 type registry struct {
 	mu        sync.Mutex // guards the following
 	open      map[string]*conn
-	parting   map[*conn]struct{} // ended, with a socket still
-	sockets   int
+	parting   map[*conn]struct{} // ended, with something left
+	held      int
 	addresses map[netip.Prefix]int
 }
 
@@ -20,14 +22,14 @@ type registry struct {
 func (g *registry) reserve(key netip.Prefix, total, perAddress int) gate {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.sockets >= total {
+	if g.held >= total {
 		return gateConnections
 	}
 	// An address that is not known is many clients: they share a proxy's unix socket.
 	if perAddress > 0 && key.IsValid() && g.addresses[key] >= perAddress {
 		return gateAddress
 	}
-	g.sockets++
+	g.held++
 	g.addresses[key]++
 	return gateNone
 }
@@ -39,7 +41,7 @@ func (g *registry) unreserve(key netip.Prefix) {
 	g.giveBack(key)
 }
 
-// release forgets a connection whose socket is closed, and gives back what reserve took for it.
+// release forgets a connection of which nothing is left, and gives back what reserve took for it.
 func (g *registry) release(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -48,7 +50,7 @@ func (g *registry) release(c *conn) {
 }
 
 func (g *registry) giveBack(key netip.Prefix) {
-	g.sockets--
+	g.held--
 	if g.addresses[key]--; g.addresses[key] == 0 {
 		delete(g.addresses, key)
 	}
@@ -97,22 +99,16 @@ func (g *registry) count() int {
 	return len(g.open)
 }
 
+// all returns the connections that are open or opening, in no order.
+func (g *registry) all() []*conn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Collect(maps.Values(g.open))
+}
+
 // after returns the connections whose ids sort behind id, oldest first.
 func (g *registry) after(id string) []*conn {
-	g.mu.Lock()
-	found := make(map[string]*conn, len(g.open))
-	ids := make([]string, 0, len(g.open))
-	for other, c := range g.open {
-		if other > id {
-			found[other] = c
-			ids = append(ids, other)
-		}
-	}
-	g.mu.Unlock()
-	slices.Sort(ids)
-	conns := make([]*conn, len(ids))
-	for i, other := range ids {
-		conns[i] = found[other]
-	}
+	conns := slices.DeleteFunc(g.all(), func(c *conn) bool { return c.record.ID <= id })
+	slices.SortFunc(conns, func(a, b *conn) int { return strings.Compare(a.record.ID, b.record.ID) })
 	return conns
 }

@@ -15,7 +15,7 @@ import (
 const readBuffer = 288
 
 // writeChunk is how much is written under one deadline, in bytes: a large message on a slow line is fine as long as it gets on.
-const writeChunk = 64 << 10
+const writeChunk = 16 << 10
 
 // socket is the client's socket as gorilla sees it. Gorilla reads from it and writes the 101; whatever it would write later (it closes
 // on protocol errors by itself) is swallowed, for frames are written by the connection's writer alone.
@@ -65,6 +65,9 @@ func (h hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) { return h.socke
 // Read reads for gorilla, up to the first frame that breaks a rule. It remembers the socket's own error, so that a broken rule can be told
 // from a broken line.
 func (s *socket) Read(p []byte) (n int, err error) {
+	if s.err != nil {
+		return 0, s.err // a reset socket would say EOF the second time
+	}
 	for n == 0 && err == nil {
 		if len(s.early) > 0 {
 			n = copy(p, s.early)
@@ -138,7 +141,7 @@ func (s *socket) send(p []byte, timeout time.Duration) error {
 		}
 		p = p[n:]
 	}
-	return nil
+	return s.Conn.SetWriteDeadline(time.Time{}) // TLS writes by itself, at times
 }
 
 // finish closes the socket after the close frames: our side first, then, so that unread data does not turn the end into a reset that

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"crypto/tls"
 	"net"
 	"syscall"
 	"time"
@@ -11,6 +12,9 @@ import (
 // tune lets the kernel give a TCP connection up when what was sent stays unacknowledged for that long: a peer that died is found even
 // while we have stopped reading and no pong could tell.
 func tune(c net.Conn, limit time.Duration) {
+	if secure, ok := c.(*tls.Conn); ok {
+		c = secure.NetConn()
+	}
 	if raw, ok := c.(syscall.Conn); ok {
 		if control, err := raw.SyscallConn(); err == nil {
 			control.Control(func(fd uintptr) {

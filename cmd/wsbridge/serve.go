@@ -73,7 +73,11 @@ func serve(ctx context.Context, s settings, log *slog.Logger, clients, pushes ne
 		inner = tls.NewListener(capped, pair.config())
 	}
 	quiet := slog.NewLogLogger(log.Handler(), slog.LevelDebug) // net/http's own lines are about strangers' mistakes
-	clientServer := &http.Server{Handler: b, ReadHeaderTimeout: s.Bridge.HandshakeTimeout, MaxHeaderBytes: maxHeader, ErrorLog: quiet, ConnState: capped.track}
+	// The timeouts are those of whoever is not upgraded: taking the socket over lifts them.
+	clientServer := &http.Server{
+		Handler: b, ReadTimeout: s.Bridge.HandshakeTimeout, WriteTimeout: s.Bridge.HandshakeTimeout + s.Bridge.WriteTimeout,
+		MaxHeaderBytes: maxHeader, ErrorLog: quiet, ConnState: capped.track,
+	}
 	clientServer.SetKeepAlivesEnabled(false) // who doesn't upgrade has nothing more to ask
 	pushServer := &http.Server{
 		Handler:           b.Push(promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})),
