@@ -15,12 +15,19 @@ import (
 // The codec: CloudEvents 1.0 in HTTP binary mode, the answer in plain HTTP with Ws- headers. Nothing outside this file and
 // answer.go knows a header's name.
 
+// traceParent is the header of W3C Trace Context.
+const traceParent = "traceparent"
+
 // request returns the POST that carries the event.
 func (c *Client) request(e *Event) *http.Request {
 	h := e.Handshake
-	header := make(http.Header, len(h.Header)+18)
+	header := make(http.Header, len(h.Header)+21)
 	for _, field := range h.Header {
-		header[field.Name] = append(header[field.Name], field.Value)
+		value := field.Value
+		if field.Name == traceParent {
+			value = continued(value)
+		}
+		header[field.Name] = append(header[field.Name], value)
 	}
 	if h.Cookie != "" {
 		header["Cookie"] = []string{h.Cookie}
@@ -30,7 +37,7 @@ func (c *Client) request(e *Event) *http.Request {
 	}
 	// The ce- names go out as the specification and our documentation write them; header names are case-insensitive. Their values share
 	// one array: an allocation for each would be most of a POST's.
-	values := make([]string, 0, 17)
+	values := make([]string, 0, 20)
 	set := func(name, value string) {
 		if value != "" {
 			values = append(values, value)
@@ -66,6 +73,12 @@ func (c *Client) request(e *Event) *http.Request {
 	default:
 		set("Content-Type", c.config.TextType)
 	}
+	if len(c.config.Secret) > 0 {
+		timestamp, signatures := c.config.Secret.sign(e.ID, time.Now(), body)
+		set("webhook-id", e.ID)
+		set("webhook-timestamp", timestamp)
+		set("webhook-signature", signatures)
+	}
 	host := c.config.Host
 	if host == "" {
 		host = h.RequestHost
@@ -89,6 +102,12 @@ func (c *Client) Handshake(r *http.Request) *Handshake {
 		h.Path = path
 	}
 	hop := strings.Join(r.Header["Connection"], ",") // RFC 9110, 7.6.1: what it names is meant for us alone
+	if parent := r.Header.Values(traceParent); len(parent) == 1 && validTrace(parent[0]) {
+		h.Header = append(h.Header, Field{traceParent, parent[0]})
+		if state := strings.Join(r.Header.Values("tracestate"), ","); state != "" && len(state) <= maxTraceState {
+			h.Header = append(h.Header, Field{"tracestate", state})
+		}
+	}
 	for _, name := range c.forward {
 		if listed(hop, name) {
 			continue

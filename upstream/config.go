@@ -9,6 +9,7 @@ import (
 type Config struct {
 	URL            URL           `env:"URL" required:"true" usage:"where events are POSTed to: a URL without a path keeps the client's path, one with a path is used as it stands; http://unix:/run/app.sock:/path reaches a unix socket"`
 	Host           string        `env:"HOST" usage:"Host header of the POSTs (default: the client's)"`
+	Secret         Secrets       `env:"SECRET" secret:"true" usage:"secrets that sign the events by Standard Webhooks: whsec_ and base64 of 24 to 64 bytes; several, for rotation, have commas between them"`
 	TextType       string        `env:"TEXT_TYPE" envDefault:"text/plain; charset=utf-8" usage:"Content-Type of a text message"`
 	ForwardHeaders []string      `env:"FORWARD_HEADERS" envDefault:"Cookie,Authorization,Origin,User-Agent,Accept-Language" usage:"headers of the handshake that go with every event"`
 	Events         Types         `env:"EVENTS" envDefault:"connect,message,disconnect" usage:"the events the backend wants"`

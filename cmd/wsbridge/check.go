@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"strings"
 	"syscall"
 	"time"
@@ -17,15 +19,15 @@ import (
 
 // check says whether the program would start with this environment and whether the backend answers, one line for each finding. It
 // sends no event. The exit code is 0 when all is well, 1 when something failed and 2 when a setting is faulty.
-func check(ctx context.Context, environ []string, stdout, stderr io.Writer) int {
-	s, faults := parse(environ)
-	if len(faults) > 0 {
-		for _, f := range faults {
-			fmt.Fprintln(stderr, f)
-		}
-		return 2
-	}
+func check(ctx context.Context, environ []string, stdout, _ io.Writer) int {
 	r := findings{out: stdout}
+	s, faults := parse(environ)
+	for _, f := range faults {
+		r.fail("%v", f)
+	}
+	if r.failed {
+		return exitSettings
+	}
 	r.ok("the settings are valid")
 	r.listener(ctx, "WSBRIDGE_LISTEN", s.Process.Listen, s)
 	r.listener(ctx, "WSBRIDGE_PUSH_LISTEN", s.Process.PushListen, s)
@@ -45,7 +47,7 @@ func check(ctx context.Context, environ []string, stdout, stderr io.Writer) int 
 	}
 	r.backend(ctx, s)
 	if r.failed {
-		return 1
+		return exitFailure
 	}
 	return 0
 }
@@ -63,18 +65,48 @@ func (r *findings) fail(format string, args ...any) {
 	r.failed = true
 }
 
-// listener binds and lets go again. An address in use is most likely ours: a check is often run beside the running service.
+// listener binds and lets go again. A check is often run beside the running service, which then is what holds the address.
 func (r *findings) listener(ctx context.Context, name, address string, s settings) {
 	l, err := listen(ctx, address, s.Process.SocketMode)
 	switch {
+	case errors.Is(err, syscall.EADDRINUSE) && running(ctx, s.Process.PushListen):
+		r.warn("%s=%s is in use: wsbridge is already running", name, address)
 	case errors.Is(err, syscall.EADDRINUSE):
-		r.warn("%s=%s is in use: is wsbridge already running?", name, address)
+		r.fail("%s=%s is in use by another program: no wsbridge answers at WSBRIDGE_PUSH_LISTEN=%s", name, address, s.Process.PushListen)
 	case err != nil:
 		r.fail("%s=%s cannot be bound: %v", name, address, err)
 	default:
 		l.Close()
 		r.ok("%s=%s can be bound", name, address)
 	}
+}
+
+// running reports whether a wsbridge is healthy at the address for pushes.
+func running(ctx context.Context, pushListen string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	// The address is dialed as it would be bound: an empty host, or that of all interfaces, is this machine.
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			network, place, err := splitAddress(pushListen)
+			if err != nil {
+				return nil, err
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, place)
+		},
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/healthz", nil)
+	if err != nil {
+		return false
+	}
+	answer, err := transport.RoundTrip(request)
+	if err != nil {
+		return false
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, 16))
+	return err == nil && answer.StatusCode == http.StatusOK && strings.TrimSpace(string(body)) == "ok"
 }
 
 func (r *findings) certificate(certFile, keyFile string) {

@@ -8,11 +8,13 @@ import (
 	"io"
 	"io/fs"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -163,28 +165,84 @@ func TestCheckReportsEveryFaultAndStops(t *testing.T) {
 	t.Parallel()
 	b := newBackend(t, 200)
 	code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_PING_INTERVAL=x", "WSBRIDGE_PATHZ=Tr0ub4dor", "WSBRIDGE_PUSH_LISTEN=:0")
-	if code != 2 || stdout != "" || b.asked.Load() != 0 {
-		t.Errorf("code = %d, the backend was asked %d times, want 2 and 0\n%s", code, b.asked.Load(), stdout)
+	if code != 2 || stderr != "" || b.asked.Load() != 0 {
+		t.Errorf("code = %d, the backend was asked %d times, want 2 and 0\n%s", code, b.asked.Load(), stderr)
 	}
-	for _, variable := range []string{"WSBRIDGE_PING_INTERVAL", "WSBRIDGE_PATHZ", "WSBRIDGE_PUSH_TOKEN"} {
-		if !strings.Contains(stderr, variable) {
-			t.Errorf("faults don't name %s:\n%s", variable, stderr)
+	for _, finding := range []string{`FAIL WSBRIDGE_PING_INTERVAL="x": `, "FAIL WSBRIDGE_PATHZ: ", "FAIL WSBRIDGE_PUSH_TOKEN: "} {
+		if !strings.Contains("\n"+stdout, "\n"+finding) {
+			t.Errorf("no line starts with %s:\n%s", finding, stdout)
 		}
 	}
-	if got := strings.Count(stderr, "\n"); got != 3 || strings.Contains(stderr, "Tr0ub4dor") {
-		t.Errorf("faults = %q, want three lines without the value of an unknown variable", stderr)
+	if got := strings.Count(stdout, "\n"); got != 3 || strings.Contains(stdout, "Tr0ub4dor") {
+		t.Errorf("findings = %q, want three lines without the value of an unknown variable", stdout)
 	}
 }
 
-func TestCheckOnlyWarnsOfAListenerInUse(t *testing.T) {
+func TestCheckOnlyWarnsOfListenersThatARunningWsbridgeHolds(t *testing.T) {
 	t.Parallel()
 	b := newBackend(t, 200)
-	busy, socket := mustListen(t, "127.0.0.1:0", 0), socketPath(t)
-	mustListen(t, "unix:"+socket, 0o600)
-	code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_LISTEN="+busy.Addr().String(), "WSBRIDGE_PUSH_LISTEN=unix:"+socket)
-	if code != 0 || strings.Count(stdout, "is wsbridge already running?") != 2 {
-		t.Errorf("code = %d, want 0 with two warnings\n%s%s", code, stdout, stderr)
+	for _, addresses := range [][2]string{
+		{"127.0.0.1:0", "127.0.0.1:0"},
+		{"127.0.0.1:0", "[::]:0"},
+		{"unix:" + socketPath(t), "unix:" + socketPath(t)},
+	} {
+		ctx, stop := context.WithCancel(t.Context())
+		clients, pushes := mustListen(t, addresses[0], 0o600), mustListen(t, addresses[1], 0o600)
+		environ := []string{"WSBRIDGE_BACKEND_URL=" + b.URL, "WSBRIDGE_PUSH_TOKEN=t", "WSBRIDGE_LISTEN=" + spelled(clients), "WSBRIDGE_PUSH_LISTEN=" + spelled(pushes)}
+		s := mustParse(t, environ...)
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			if err := serve(ctx, s, slog.New(slog.DiscardHandler), clients, pushes); err != nil {
+				t.Error(err)
+			}
+		})
+		code, stdout, stderr := checked(t.Context(), environ...)
+		if code != 0 || strings.Count(stdout, "is in use: wsbridge is already running\n") != 2 || strings.Count(stdout, "warn ") != 2 {
+			t.Errorf("%q: code = %d, want 0 with two warnings\n%s%s", addresses, code, stdout, stderr)
+		}
+		stop()
+		serving.Wait()
 	}
+}
+
+func TestCheckFailsWhereAnotherProgramHoldsAListener(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, 200)
+	answering := func(address string, status int, body string) string {
+		l := mustListen(t, address, 0o600)
+		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			io.WriteString(w, body)
+		})}
+		go server.Serve(l)
+		t.Cleanup(func() { server.Close() })
+		return spelled(l)
+	}
+	silent := spelled(mustListen(t, "127.0.0.1:0", 0))
+	for _, row := range []struct{ what, listen, push, fails string }{
+		{"the clients' address is another's, that of the pushes is free", answering("127.0.0.1:0", 200, "ok\n"), "127.0.0.1:0", "WSBRIDGE_LISTEN"},
+		{"no answer", "127.0.0.1:0", silent, "WSBRIDGE_PUSH_LISTEN"},
+		{"another answer", "127.0.0.1:0", answering("127.0.0.1:0", 200, "okay, but what is this?"), "WSBRIDGE_PUSH_LISTEN"},
+		{"another status", "127.0.0.1:0", answering("127.0.0.1:0", 404, "ok\n"), "WSBRIDGE_PUSH_LISTEN"},
+		{"another program on a unix socket", "127.0.0.1:0", answering("unix:"+socketPath(t), 500, ""), "WSBRIDGE_PUSH_LISTEN"},
+	} {
+		start := time.Now()
+		code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_LISTEN="+row.listen, "WSBRIDGE_PUSH_LISTEN="+row.push)
+		if code != 1 || !strings.Contains(stdout, "FAIL "+row.fails+"=") || !strings.Contains(stdout, "is in use by another program") || strings.Count(stdout, "FAIL") != 1 {
+			t.Errorf("%s: code = %d, want 1 with %s\n%s%s", row.what, code, row.fails, stdout, stderr)
+		}
+		if elapsed := time.Since(start); elapsed > 4*time.Second {
+			t.Errorf("%s: elapsed = %v, want about 2s at most", row.what, elapsed)
+		}
+	}
+}
+
+// spelled is a listener's address as a setting has it.
+func spelled(l net.Listener) string {
+	if l.Addr().Network() == "unix" {
+		return "unix:" + l.Addr().String()
+	}
+	return l.Addr().String()
 }
 
 func TestCheckLeavesNoListenerBehind(t *testing.T) {

@@ -22,6 +22,8 @@ import (
 //go:embed demo.html
 var demoHTML string
 
+const demoUsage = "wsbridge demo [-listen address]"
+
 const demoGreeting = `The demo of wsbridge is ready. Open this page, twice:
 
     %[1]s/
@@ -42,7 +44,7 @@ func demo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	listen := flags.String("listen", "", "`address` of the page (default 127.0.0.1:8000, or a free port where that is taken)")
 	err := flags.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(stdout, "wsbridge demo [-listen address]")
+		fmt.Fprintln(stdout, demoUsage)
 		flags.SetOutput(stdout)
 		flags.PrintDefaults()
 		return nil
@@ -51,7 +53,7 @@ func demo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		err = fmt.Errorf("takes no arguments, not %q", flags.Args())
 	}
 	if err != nil {
-		return fault{Variable: "demo", Problem: err.Error()}
+		return fault{Variable: "demo", Problem: fmt.Sprintf("%v; usage: %s", err, demoUsage)}
 	}
 
 	front, err := listenFront(*listen)

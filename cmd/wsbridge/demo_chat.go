@@ -154,14 +154,29 @@ func answer(w http.ResponseWriter, m said) {
 	json.NewEncoder(w).Encode(m)
 }
 
-// nickname finds a name that nobody has.
+// nickname finds a name that nobody has, with initials that nobody has as long as there are any: the page shows people by them.
 func nickname(taken []string) string {
 	moods := []string{"Amber", "Brisk", "Calm", "Clever", "Curious", "Gentle", "Happy", "Jolly", "Lucky", "Merry", "Nimble", "Quiet", "Sunny", "Swift", "Wise"}
 	animals := []string{"Badger", "Beaver", "Falcon", "Fox", "Hare", "Heron", "Lynx", "Marten", "Otter", "Owl", "Panda", "Robin", "Seal", "Sparrow", "Wren"}
-	chosen := moods[rand.IntN(len(moods))] + " " + animals[rand.IntN(len(animals))]
+	shown := make(map[string]bool)
+	for _, name := range taken {
+		shown[initials(name)] = true
+	}
+	var chosen string
+	for _, i := range rand.Perm(len(moods) * len(animals)) {
+		chosen = moods[i/len(animals)] + " " + animals[i%len(animals)]
+		if !shown[initials(chosen)] {
+			return chosen
+		}
+	}
 	name := chosen
 	for n := 2; slices.Contains(taken, name); n++ {
 		name = fmt.Sprintf("%s %d", chosen, n)
 	}
 	return name
+}
+
+func initials(name string) string {
+	mood, animal, _ := strings.Cut(name, " ")
+	return mood[:1] + animal[:1]
 }

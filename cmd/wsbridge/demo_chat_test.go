@@ -31,6 +31,22 @@ func TestWhoConnectsIsWelcomedWithANicknameAndTheOthersAreTold(t *testing.T) {
 	}
 }
 
+func TestNicknamesShareNoInitialsAsLongAsThereAreAny(t *testing.T) {
+	var taken []string
+	shown := make(map[string]bool)
+	for range 300 {
+		name := nickname(taken)
+		if slices.Contains(taken, name) {
+			t.Fatalf("%q is given twice", name)
+		}
+		taken = append(taken, name)
+		shown[initials(name)] = true
+		if n := len(taken); n <= 100 && len(shown) != n {
+			t.Fatalf("%d people have %d different initials: %q", n, len(shown), taken)
+		}
+	}
+}
+
 func TestAMessageIsAnsweredToItsSenderAndPushedToEveryOther(t *testing.T) {
 	to := newPushed(t)
 	c := newChat(to.url)

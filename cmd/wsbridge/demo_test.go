@@ -48,6 +48,11 @@ func TestTwoTabsTalkAndSeeWhatTravelled(t *testing.T) {
 	waitFor(t, second, "#log .mine", "<b>and</b> hello back")
 	waitFor(t, first, "#log", "<b>and</b> hello back")
 
+	// A tab knows itself, though it hears of its connection before it learns which one that is.
+	waitFor(t, first, ".card[data-whose=mine] .title", "You connected")
+	waitFor(t, second, ".card[data-whose=mine] .title", "You connected")
+	waitFor(t, first, ".card[data-whose=others] .title", nameOfSecond+" connected")
+
 	// The card of the second tab's own message: frame, POST, answer, frame, and the push to the first tab.
 	card := ".card[data-whose=mine]:has(.step[data-kind=post])"
 	for _, want := range []struct{ where, text string }{
@@ -71,6 +76,7 @@ func TestTwoTabsTalkAndSeeWhatTravelled(t *testing.T) {
 	pushTo(t, first, "hello from curl")
 	waitFor(t, first, "#log .pushed", "hello from curl")
 	waitFor(t, first, ".card .title", "A push from outside the application")
+	waitFor(t, first, ".card .step[data-kind=push]", "seen by this tab only as a frame")
 
 	say(t, first, "That one came from my terminal.")
 	waitFor(t, second, "#log", "my terminal")
@@ -90,10 +96,65 @@ func TestTwoTabsTalkAndSeeWhatTravelled(t *testing.T) {
 		{"demo-phone-light-whole", "light", 390, 844, true},
 		{"demo-phone-dark", "dark", 390, 844, true},
 		{"demo-narrow-light", "light", 360, 740, false},
+		{"demo-narrowest-light", "light", 320, 568, false},
+		{"demo-narrowest-dark", "dark", 320, 568, true},
 	} {
 		picture(t, first, shot.name, shot.scheme, shot.width, shot.height, shot.whole)
 	}
 
+	complaints.check(t)
+}
+
+func TestOnAPhoneThePageHasRoomForAllOfIt(t *testing.T) {
+	d := startDemo(t)
+	browser := startBrowser(t)
+	complaints := new(complaints)
+	tab := openTab(t, browser, d.url, complaints)
+	nicknameIn(t, tab)
+	check := func(when string) {
+		t.Helper()
+		for _, size := range [][2]int64{{320, 568}, {360, 740}, {390, 844}} {
+			if err := chromedp.Do(tab, chromedp.EmulateViewport(size[0], size[1])); err != nil {
+				t.Fatal(err)
+			}
+			for what, expression := range map[string]string{
+				"a label of the map lies over a box or its arrow": `[...document.querySelectorAll('.lane')].some(lane => {
+					const range = document.createRange()
+					range.selectNodeContents(lane.firstChild)
+					const label = range.getBoundingClientRect()
+					return [...document.querySelectorAll('.place'), lane.querySelector('i')].some(other => {
+						const box = other.getBoundingClientRect()
+						return label.left < box.right && label.right > box.left
+					})
+				})`,
+				"a word of the map is broken":  `[...document.querySelectorAll('.place')].some(place => place.scrollWidth > place.clientWidth || place.offsetHeight > 52)`,
+				"the chat is cut":              `[...document.querySelectorAll('.chat > *')].some(e => e.getBoundingClientRect().bottom > document.querySelector('.chat').getBoundingClientRect().bottom)`,
+				"the name of a step is broken": `[...document.querySelectorAll('.leg b')].some(b => b.offsetHeight > 24)`,
+				"a time has a line of its own": `[...document.querySelectorAll('.took')].some(took =>
+					took.offsetParent && took.getBoundingClientRect().top > took.parentElement.firstChild.getBoundingClientRect().bottom)`,
+			} {
+				if bad, err := chromedp.Run(tab, chromedp.Evaluate[bool](expression)); err != nil || bad {
+					t.Errorf("%s, %d pixels wide: %s (%v)", when, size[0], what, err)
+				}
+			}
+		}
+		// At the last size.
+		for what, expression := range map[string]string{
+			"what travelled begins below the first screen": `document.getElementById('wire-title').getBoundingClientRect().bottom + scrollY > innerHeight`,
+			"the log is low": `document.getElementById('log').clientHeight < 200`,
+		} {
+			if bad, err := chromedp.Run(tab, chromedp.Evaluate[bool](expression)); err != nil || bad {
+				t.Errorf("%s: %s (%v)", when, what, err)
+			}
+		}
+	}
+	check("alone")
+	picture(t, tab, "demo-phone-alone", "light", 390, 844, false)
+	second := openTab(t, browser, d.url, complaints)
+	waitFor(t, tab, "#people", nicknameIn(t, second))
+	say(t, tab, "hello")
+	waitFor(t, tab, ".card .step[data-kind=push] .took", "ms")
+	check("in company")
 	complaints.check(t)
 }
 
@@ -121,11 +182,15 @@ func TestATabComesBackWhereTheCloseCodeInvitesItTo(t *testing.T) {
 	tab := openTab(t, browser, d.url, complaints)
 	nicknameIn(t, tab)
 
+	waitFor(t, tab, "#terminal:not([hidden])", "curl")
 	closeTab(t, tab, 1012)
 	waitFor(t, tab, "#log", "Disconnected (1012")
+	waitFor(t, tab, ".card[data-whose=mine] .title", "You disconnected")
 	nicknameIn(t, tab)
+	waitFor(t, tab, "#terminal:not([hidden])", "curl")
 	closeTab(t, tab, 1000)
 	waitFor(t, tab, "#state-text", "Closed (1000")
+	waitFor(t, tab, "#terminal[hidden]", "curl") // it could only fail now
 	complaints.check(t)
 
 	if err := chromedp.Do(tab, chromedp.Click(chromedp.ID("again"))); err != nil {
@@ -228,9 +293,10 @@ func TestWhere8000IsTakenTheDemoFindsAnotherPort(t *testing.T) {
 }
 
 func TestTheDemoSaysWhatItsCommandLineTakes(t *testing.T) {
-	for _, args := range [][]string{{"-port", "8000"}, {"8000"}} {
-		if _, ok := errors.AsType[fault](demo(t.Context(), args, io.Discard, io.Discard)); !ok {
-			t.Errorf("%q: want a fault", args)
+	for _, args := range [][]string{{"-port", "8000"}, {"8000"}, {"-listen"}} {
+		err := demo(t.Context(), args, io.Discard, io.Discard)
+		if _, ok := errors.AsType[fault](err); !ok || !strings.Contains(err.Error(), "wsbridge demo [-listen address]") {
+			t.Errorf("%q: %v, want a fault that says what there is", args, err)
 		}
 	}
 	var stdout strings.Builder

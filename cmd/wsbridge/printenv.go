@@ -21,8 +21,8 @@ func printEnv(w io.Writer, environ []string) []fault {
 func writeEnv(w io.Writer, all []group, values map[string]string) {
 	out := bufio.NewWriter(w)
 	defer out.Flush()
-	comment(out, "The settings of wsbridge, as systemd's EnvironmentFile= reads them. A line that is commented out shows the default; "+
-		"remove its # to change it. `wsbridge check` finds mistakes before a restart does.")
+	comment(out, "The settings of wsbridge, as systemd's EnvironmentFile= reads them. A line that is commented out shows what holds "+
+		"without it; remove its # to change it. The values of secrets are left out. `wsbridge check` finds mistakes before a restart does.")
 	for _, g := range all {
 		fmt.Fprintf(out, "\n\n# ---- %s ----\n", g.Title)
 		for _, one := range g.Settings {

@@ -98,7 +98,7 @@ func (s setting) allowed() string {
 	case int:
 		text = "a whole number"
 	case int64:
-		text = "a size in bytes such as 65536, 64KiB, 1MiB or 1GiB"
+		text = "a whole number of bytes (65536), or of KiB, MiB or GiB (64KiB)"
 	case float64:
 		text = "a number such as 10 or 0.5"
 	case time.Duration:
@@ -106,7 +106,7 @@ func (s setting) allowed() string {
 	case fs.FileMode:
 		text = "an octal mode such as 0660, at most 0777"
 	case []netip.Prefix:
-		text = "networks such as 10.0.0.0/8, separated by commas (10.0.0.1/32 for one address)"
+		text = "networks such as 10.0.0.0/8 and fd00::/8, separated by commas (10.0.0.1/32 for one address)"
 	}
 	if len(s.OneOf) > 0 {
 		text = strings.Join(s.OneOf, ", ")
@@ -118,7 +118,7 @@ func (s setting) allowed() string {
 }
 
 // parsers are the types that the environment library does not read as the contract wants them: it takes an int for 32 bits, a
-// float may be NaN, and an int64 of ours is a size.
+// float may be NaN, an int64 of ours is a size, and the error of a network names a function of Go.
 func parsers() map[reflect.Type]env.ParserFunc {
 	return map[reflect.Type]env.ParserFunc{
 		reflect.TypeFor[int](): func(v string) (any, error) {
@@ -150,6 +150,17 @@ func parsers() map[reflect.Type]env.ParserFunc {
 			}
 			return fs.FileMode(mode), nil
 		},
+		reflect.TypeFor[[]netip.Prefix](): func(v string) (any, error) {
+			var networks []netip.Prefix
+			for item := range strings.SplitSeq(v, ",") {
+				network, err := netip.ParsePrefix(item)
+				if err != nil {
+					return nil, fmt.Errorf("%q is not a network", item)
+				}
+				networks = append(networks, network)
+			}
+			return networks, nil
+		},
 	}
 }
 
@@ -159,8 +170,12 @@ func parseSize(s string) (int64, error) {
 	if end := strings.IndexFunc(s, func(r rune) bool { return r < '0' || r > '9' }); end >= 0 {
 		digits = s[:end]
 	}
+	unit := s[len(digits):]
+	if digits == "" || strings.HasPrefix(unit, ".") {
+		return 0, errors.New("not a whole number")
+	}
 	var shift int
-	switch unit := s[len(digits):]; unit {
+	switch unit {
 	case "":
 	case "KiB":
 		shift = 10
@@ -169,10 +184,7 @@ func parseSize(s string) (int64, error) {
 	case "GiB":
 		shift = 30
 	default:
-		return 0, fmt.Errorf("%q is no unit of a size, which has neither sign nor fraction", unit)
-	}
-	if digits == "" {
-		return 0, errors.New("a size starts with a digit")
+		return 0, fmt.Errorf("%q is not a unit", unit)
 	}
 	n, err := strconv.ParseInt(digits, 10, 64)
 	if err != nil || n > math.MaxInt64>>shift {
@@ -315,8 +327,17 @@ func (p *parsing) refuseUnknown() {
 			continue
 		}
 		nearest := slices.MinFunc(names, func(a, b string) int { return cmp.Compare(distance(name, a), distance(name, b)) })
-		p.refuse(name, "no such setting; the nearest name is %s", nearest)
+		if near(name, nearest) {
+			p.refuse(name, "no such setting; the nearest name is %s", nearest)
+		} else {
+			p.refuse(name, "no such setting; wsbridge env prints all there are")
+		}
 	}
+}
+
+// near reports whether one name may be a slip for the other: at most a third of it is different, not counting the prefix of all.
+func near(a, b string) bool {
+	return 3*distance(a, b) <= max(len(a), len(b))-len("WSBRIDGE_")
 }
 
 // distance is the number of bytes to insert, remove or replace to get from a to b.
@@ -449,20 +470,21 @@ func (p *parsing) fillDefaults(s *settings) {
 	if s.Bridge.MaxConnections == 0 {
 		s.Bridge.MaxConnections = connectionsFor(descriptors(), s.Backend.MaxConcurrent)
 	}
-	if s.Rate.MessagesBurst == 0 {
+	// A rate that is off has no burst.
+	if s.Rate.MessagesBurst == 0 && s.Rate.Messages > 0 {
 		s.Rate.MessagesBurst = twice(s.Rate.Messages)
 	}
-	if s.Rate.BytesBurst == 0 {
-		s.Rate.BytesBurst = max(2*min(s.Rate.Bytes, math.MaxInt64/2), 1)
+	if s.Rate.BytesBurst == 0 && s.Rate.Bytes > 0 {
+		s.Rate.BytesBurst = 2 * min(s.Rate.Bytes, math.MaxInt64/2)
 	}
-	if s.Rate.HandshakesBurst == 0 {
+	if s.Rate.HandshakesBurst == 0 && s.Rate.Handshakes > 0 {
 		s.Rate.HandshakesBurst = twice(s.Rate.Handshakes)
 	}
 }
 
 // twice is the burst of a rate: at least one, or nothing would ever pass.
 func twice(rate float64) int {
-	return int(min(max(math.Ceil(2*rate), 1), math.MaxInt32))
+	return int(min(math.Ceil(2*rate), math.MaxInt32))
 }
 
 // descriptors returns how many files this process may have open, or 0 where the system doesn't say. The Go runtime has raised the

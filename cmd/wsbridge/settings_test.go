@@ -105,6 +105,7 @@ func otherValues(t *testing.T) map[string]string {
 	return map[string]string{
 		"WSBRIDGE_BACKEND_URL":                 "http://unix:/run/app.sock:/events",
 		"WSBRIDGE_BACKEND_HOST":                "app.example.org",
+		"WSBRIDGE_BACKEND_SECRET":              "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
 		"WSBRIDGE_BACKEND_TEXT_TYPE":           `application/json; note="a $HOME of \\ one"`,
 		"WSBRIDGE_BACKEND_FORWARD_HEADERS":     "Cookie,X-Tenant",
 		"WSBRIDGE_BACKEND_EVENTS":              "message",
@@ -209,7 +210,9 @@ func TestASettingThatDoesNotParseIsNamedByItsVariable(t *testing.T) {
 		{"WSBRIDGE_BACKEND_MAX_CONCURRENT", "many", "a whole number, at least 1"},
 		{"WSBRIDGE_BACKEND_MAX_CONCURRENT", "1e3", "a whole number"},
 		{"WSBRIDGE_BACKEND_MAX_CONCURRENT", "9223372036854775808", "too large"},
-		{"WSBRIDGE_BACKEND_MAX_ANSWER", "1MB", `"MB"`},
+		{"WSBRIDGE_BACKEND_MAX_ANSWER", "1MB", `: "MB" is not a unit; allowed: a whole number of bytes (65536), or of KiB, MiB or GiB (64KiB), at least 1`},
+		{"WSBRIDGE_BACKEND_MAX_ANSWER", "-1", "not a whole number; allowed: a whole number of bytes"},
+		{"WSBRIDGE_BACKEND_MAX_ANSWER", "1.5MiB", "not a whole number; allowed: a whole number of bytes"},
 		{"WSBRIDGE_BACKEND_HOST", "app.example.org/path", "a name or an address"},
 		{"WSBRIDGE_BACKEND_HOST", "app example", "a name or an address"},
 		{"WSBRIDGE_BACKEND_HOST", "user@example.org", "a name or an address"},
@@ -240,6 +243,7 @@ func TestASettingThatDoesNotParseIsNamedByItsVariable(t *testing.T) {
 		{"WSBRIDGE_PATHS", "chat", "chat"},
 		{"WSBRIDGE_PATHS", "/chat,,/ws", "empty item"},
 		{"WSBRIDGE_TRUSTED_PROXIES", "10.0.0.1", "10.0.0.1/32"},
+		{"WSBRIDGE_TRUSTED_PROXIES", "10.0.0.0/8,10.0.0.1/33", `: "10.0.0.1/33" is not a network; allowed: networks such as`},
 		{"WSBRIDGE_PING_INTERVAL", "25 s", "a duration such as"},
 		{"WSBRIDGE_COMPRESSION", "yes", "on, off"},
 		{"WSBRIDGE_SLOW_CLIENT", "drop", "close, drop-oldest"},
@@ -316,6 +320,17 @@ func TestAMisspeltVariableIsAFaultThatNamesTheNearest(t *testing.T) {
 		wantFault(t, environ, misspelt, "nearest name is "+nearest)
 		if _, faults := parse(environ); strings.Contains(faults[0].Error(), "Tr0ub4dor") {
 			t.Errorf("fault = %q, which shows the value", faults[0])
+		}
+	}
+}
+
+func TestAMisspeltVariableThatIsNearNoneIsSuggestedNone(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"WSBRIDGE_X", "WSBRIDGE_", "WSBRIDGE_URL", "WSBRIDGE_WORKERS", "WSBRIDGE_REDIS_PASSWORD"} {
+		environ := withBackend(name + "=Tr0ub4dor")
+		wantFault(t, environ, name, "wsbridge env")
+		if _, faults := parse(environ); strings.Contains(faults[0].Error(), "nearest") {
+			t.Errorf("fault = %q, want no suggestion", faults[0])
 		}
 	}
 }
@@ -488,14 +503,14 @@ func TestWithoutPathsTheBackendsURLDecides(t *testing.T) {
 	}
 }
 
-func TestABurstIsTwiceTheRateAndAtLeastOne(t *testing.T) {
+func TestABurstIsTwiceTheRateAndAtLeastOneUnlessItIsOff(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		rate, bytes string
 		messages    int
 		burst       int64
 	}{
-		{"0", "0", 1, 1}, {"0.1", "1", 1, 2}, {"0.75", "3", 2, 6}, {"10", "1MiB", 20, 2 << 20},
+		{"0", "0", 0, 0}, {"1e-300", "1", 1, 2}, {"0.1", "1", 1, 2}, {"0.75", "3", 2, 6}, {"10", "1MiB", 20, 2 << 20},
 		{"1e300", "9223372036854775807", math.MaxInt32, math.MaxInt64 - 1},
 	} {
 		s := mustParse(t, withBackend("WSBRIDGE_RATE_MESSAGES="+row.rate, "WSBRIDGE_RATE_HANDSHAKES="+row.rate, "WSBRIDGE_RATE_BYTES="+row.bytes)...)
@@ -571,8 +586,10 @@ func FuzzASizeIsExactOrAnError(f *testing.F) {
 func TestWhatEnvPrintsIsAnEnvironmentFileOfTheSameSettings(t *testing.T) {
 	t.Parallel()
 	values := otherValues(t)
-	delete(values, "WSBRIDGE_PUSH_TOKEN")
-	values["WSBRIDGE_PUSH_TOKEN_FILE"] = writeFile(t, "Tr0ub4dor")
+	for _, secret := range []string{"WSBRIDGE_PUSH_TOKEN", "WSBRIDGE_BACKEND_SECRET"} {
+		values[secret+"_FILE"] = writeFile(t, values[secret])
+		delete(values, secret)
+	}
 	var out strings.Builder
 	if faults := printEnv(&out, lines(values)); len(faults) > 0 {
 		t.Fatalf("faults = %v, want none", faults)
@@ -586,6 +603,27 @@ func TestWhatEnvPrintsIsAnEnvironmentFileOfTheSameSettings(t *testing.T) {
 	}
 	if got := variables(strings.Split(string(read), "\x00")); !maps.Equal(got, values) {
 		t.Errorf("variables = %q, want %q", got, values)
+	}
+}
+
+func TestEnvShowsABurstOnlyWhereItsRateIsOn(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct{ environ, line string }{
+		{"", "#WSBRIDGE_RATE_MESSAGES_BURST="},
+		{"", "#WSBRIDGE_RATE_BYTES_BURST="},
+		{"", "#WSBRIDGE_RATE_HANDSHAKES_BURST="},
+		{"WSBRIDGE_RATE_MESSAGES=10", "#WSBRIDGE_RATE_MESSAGES_BURST=20"},
+		{"WSBRIDGE_RATE_BYTES=1KiB", "#WSBRIDGE_RATE_BYTES_BURST=2048"},
+		{"WSBRIDGE_RATE_HANDSHAKES=0.1", "#WSBRIDGE_RATE_HANDSHAKES_BURST=1"},
+		{"WSBRIDGE_RATE_MESSAGES_BURST=3", "WSBRIDGE_RATE_MESSAGES_BURST=3"},
+	} {
+		var out strings.Builder
+		if faults := printEnv(&out, withBackend(row.environ)); len(faults) > 0 {
+			t.Errorf("faults = %v, want none", faults)
+		}
+		if !strings.Contains(out.String(), "\n"+row.line+"\n") {
+			t.Errorf("with %q the line %s is missing from\n%s", row.environ, row.line, out.String())
+		}
 	}
 }
 
@@ -605,6 +643,9 @@ func TestEnvTellsWhatIsSetFromWhatIsNot(t *testing.T) {
 		if !slices.Contains(all, line) {
 			t.Errorf("the line %s is missing from\n%s", line, out.String())
 		}
+	}
+	if head, _, _ := strings.Cut(out.String(), "\n\n"); !strings.Contains(strings.ReplaceAll(head, "\n# ", " "), "secrets are left out") {
+		t.Errorf("the head does not say that secrets are left out:\n%s", head)
 	}
 	if strings.Contains(out.String(), "MISSPELT") {
 		t.Errorf("an unknown variable is printed:\n%s", out.String())
