@@ -274,9 +274,9 @@ func TestTheProgramTellsOfItself(t *testing.T) {
 	if code != 1 || !strings.Contains(stdout, "FAIL "+url+": ") {
 		t.Errorf("check without a backend: %d %s%s\nwant 1", code, stdout, stderr)
 	}
-	_, stderr, code = runOnce(t, []string{url, "WSBRIDGE_LOG_FORMAT=xml"}, "check")
-	if code != 2 || !strings.Contains(stderr, "WSBRIDGE_LOG_FORMAT") {
-		t.Errorf("check of a faulty setting: %d %s, want 2", code, stderr)
+	stdout, stderr, code = runOnce(t, []string{url, "WSBRIDGE_LOG_FORMAT=xml"}, "check")
+	if code != 2 || !strings.Contains(stdout, "FAIL WSBRIDGE_LOG_FORMAT") {
+		t.Errorf("check of a faulty setting: %d %s%s, want 2", code, stdout, stderr)
 	}
 	_, stderr, code = runOnce(t, []string{url}, "serv")
 	if code != 2 || !strings.Contains(stderr, `no command "serv"`) {

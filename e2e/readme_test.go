@@ -15,7 +15,7 @@ func TestTheREADMEShowsTheScriptsThatAreTested(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"shout.php", "welcome.php"} {
+	for _, name := range []string{"shout.php", "welcome.php", "signed.php"} {
 		script, err := os.ReadFile("testdata/" + name)
 		if err != nil {
 			t.Fatal(err)
@@ -43,4 +43,29 @@ func TestTheREADMEsScriptKnowsWhoComesAndGoes(t *testing.T) {
 	ada.hears(t, websocket.TextMessage, "welcome")
 	ada.says(t, websocket.TextMessage, "hello")
 	ada.hears(t, websocket.TextMessage, "ada said: hello")
+}
+
+func TestTheREADMEsScriptBelievesSignedEventsOnly(t *testing.T) {
+	t.Parallel()
+	const secret, other = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+	url := "http://" + startPHP(t, "SECRET="+secret) + "/signed.php"
+	s := serve(t, "WSBRIDGE_BACKEND_URL="+url, "WSBRIDGE_BACKEND_SECRET="+other+","+secret) // while they are changed
+	c := connect(t, websocket.Dialer{}, "ws://"+s.clients+"/ws", nil)
+	c.says(t, websocket.TextMessage, "hello")
+	c.hears(t, websocket.TextMessage, "HELLO")
+
+	for name, environ := range map[string]string{"another secret": "WSBRIDGE_BACKEND_SECRET=" + other, "no secret": "WSBRIDGE_NODE=unsigned"} {
+		s := serve(t, "WSBRIDGE_BACKEND_URL="+url, environ)
+		if _, answer, err := websocket.DefaultDialer.Dial("ws://"+s.clients+"/ws", nil); err == nil || answer == nil || answer.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%s: handshake = %v (%v), want 401", name, answer, err)
+		}
+	}
+	forged, err := http.Post(url, "text/plain", strings.NewReader("forged"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged.Body.Close()
+	if forged.StatusCode != http.StatusUnauthorized {
+		t.Errorf("a forged event = %s, want 401", forged.Status)
+	}
 }

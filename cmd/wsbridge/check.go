@@ -19,7 +19,7 @@ import (
 
 // check says whether the program would start with this environment and whether the backend answers, one line for each finding. It
 // sends no event. The exit code is 0 when all is well, 1 when something failed and 2 when a setting is faulty.
-func check(ctx context.Context, environ []string, stdout, _ io.Writer) int {
+func check(ctx context.Context, environ []string, stdout io.Writer) int {
 	r := findings{out: stdout}
 	s, faults := parse(environ)
 	for _, f := range faults {
@@ -35,6 +35,11 @@ func check(ctx context.Context, environ []string, stdout, _ io.Writer) int {
 		r.ok("pushes need the token")
 	} else {
 		r.ok("pushes need no token; only this machine can reach WSBRIDGE_PUSH_LISTEN")
+	}
+	if len(s.Backend.Secret) > 0 {
+		r.ok("events are signed")
+	} else {
+		r.warn("events are not signed (WSBRIDGE_BACKEND_SECRET): whoever else reaches WSBRIDGE_BACKEND_URL can claim to be any user")
 	}
 	if s.Process.TLSCert != "" {
 		r.certificate(s.Process.TLSCert, s.Process.TLSKey)

@@ -23,11 +23,11 @@ import (
 )
 
 // checked runs check with free ports and returns its exit code and what it prints.
-func checked(ctx context.Context, environ ...string) (code int, stdout, stderr string) {
-	var out, err strings.Builder
+func checked(ctx context.Context, environ ...string) (code int, stdout string) {
+	var out strings.Builder
 	environ = append([]string{"WSBRIDGE_LISTEN=127.0.0.1:0", "WSBRIDGE_PUSH_LISTEN=127.0.0.1:0"}, environ...)
-	code = check(ctx, environ, &out, &err)
-	return code, out.String(), err.String()
+	code = check(ctx, environ, &out)
+	return code, out.String()
 }
 
 // backend answers every request with the status and counts what was not asked for by OPTIONS.
@@ -58,9 +58,9 @@ func TestCheckAsksTheBackendForItsOptionsOnly(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]int{200: 0, 204: 0, 401: 0, 405: 0, 426: 0, 301: 1, 302: 1, 404: 1, 500: 1, 503: 1} {
 		b := newBackend(t, status)
-		code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL)
-		if code != want || stderr != "" {
-			t.Errorf("backend answers %d: code = %d, want %d\n%s%s", status, code, want, stdout, stderr)
+		code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL)
+		if code != want {
+			t.Errorf("backend answers %d: code = %d, want %d\n%s", status, code, want, stdout)
 		}
 		if asked, events := b.asked.Load(), b.events.Load(); asked != 1 || events != 0 {
 			t.Errorf("backend answers %d: it was asked %d times and sent %d others, want 1 and 0", status, asked, events)
@@ -85,8 +85,8 @@ func TestCheckAsksForThePathThatEventsGoTo(t *testing.T) {
 		{"/realtime.php", "/chat", "/realtime.php"},
 	} {
 		b := newBackend(t, 200)
-		if code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL+row.url, "WSBRIDGE_PATHS="+row.paths); code != 0 {
-			t.Errorf("code = %d, want 0\n%s%s", code, stdout, stderr)
+		if code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL+row.url, "WSBRIDGE_PATHS="+row.paths); code != 0 {
+			t.Errorf("code = %d, want 0\n%s", code, stdout)
 		}
 		if got := b.path.Load(); got != row.want {
 			t.Errorf("URL path %q, WSBRIDGE_PATHS=%q: asked for %v, want %s", row.url, row.paths, got, row.want)
@@ -107,8 +107,8 @@ func TestCheckReachesABackendOnAUnixSocket(t *testing.T) {
 	server := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusMethodNotAllowed) })}
 	go server.Serve(mustListen(t, "unix:"+path, 0o600))
 	defer server.Close()
-	if code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL=http://unix:"+path+":/events"); code != 0 {
-		t.Errorf("code = %d, want 0\n%s%s", code, stdout, stderr)
+	if code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL=http://unix:"+path+":/events"); code != 0 {
+		t.Errorf("code = %d, want 0\n%s", code, stdout)
 	}
 }
 
@@ -128,8 +128,8 @@ func TestCheckTrustsTheBackendsOwnAuthority(t *testing.T) {
 		{[]string{"WSBRIDGE_BACKEND_CA=" + authority, "WSBRIDGE_BACKEND_TLS_NAME=example.com"}, 0},
 		{[]string{"WSBRIDGE_BACKEND_CA=" + authority, "WSBRIDGE_BACKEND_TLS_NAME=example.net"}, 1},
 	} {
-		if code, stdout, stderr := checked(t.Context(), append(row.environ, "WSBRIDGE_BACKEND_URL="+server.URL)...); code != row.want {
-			t.Errorf("with %q: code = %d, want %d\n%s%s", row.environ, code, row.want, stdout, stderr)
+		if code, stdout := checked(t.Context(), append(row.environ, "WSBRIDGE_BACKEND_URL="+server.URL)...); code != row.want {
+			t.Errorf("with %q: code = %d, want %d\n%s", row.environ, code, row.want, stdout)
 		}
 	}
 }
@@ -142,7 +142,7 @@ func TestCheckDoesNotWaitForASilentBackend(t *testing.T) {
 	}
 	defer silent.Close()
 	start := time.Now()
-	code, stdout, _ := checked(t.Context(), "WSBRIDGE_BACKEND_URL=http://"+silent.Addr().String())
+	code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL=http://"+silent.Addr().String())
 	if code != 1 || !strings.Contains(stdout, "no answer to OPTIONS within 5s") {
 		t.Errorf("code = %d, want 1 with the reason\n%s", code, stdout)
 	}
@@ -155,7 +155,7 @@ func TestCheckFailsWhereNothingListens(t *testing.T) {
 	t.Parallel()
 	gone := mustListen(t, "127.0.0.1:0", 0)
 	gone.Close()
-	code, stdout, _ := checked(t.Context(), "WSBRIDGE_BACKEND_URL=http://"+gone.Addr().String())
+	code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL=http://"+gone.Addr().String())
 	if code != 1 || !strings.Contains(stdout, "connection refused") {
 		t.Errorf("code = %d, want 1 with the reason\n%s", code, stdout)
 	}
@@ -164,9 +164,9 @@ func TestCheckFailsWhereNothingListens(t *testing.T) {
 func TestCheckReportsEveryFaultAndStops(t *testing.T) {
 	t.Parallel()
 	b := newBackend(t, 200)
-	code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_PING_INTERVAL=x", "WSBRIDGE_PATHZ=Tr0ub4dor", "WSBRIDGE_PUSH_LISTEN=:0")
-	if code != 2 || stderr != "" || b.asked.Load() != 0 {
-		t.Errorf("code = %d, the backend was asked %d times, want 2 and 0\n%s", code, b.asked.Load(), stderr)
+	code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_PING_INTERVAL=x", "WSBRIDGE_PATHZ=Tr0ub4dor", "WSBRIDGE_PUSH_LISTEN=:0")
+	if code != 2 || b.asked.Load() != 0 {
+		t.Errorf("code = %d, the backend was asked %d times, want 2 and 0\n%s", code, b.asked.Load(), stdout)
 	}
 	for _, finding := range []string{`FAIL WSBRIDGE_PING_INTERVAL="x": `, "FAIL WSBRIDGE_PATHZ: ", "FAIL WSBRIDGE_PUSH_TOKEN: "} {
 		if !strings.Contains("\n"+stdout, "\n"+finding) {
@@ -196,9 +196,9 @@ func TestCheckOnlyWarnsOfListenersThatARunningWsbridgeHolds(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		code, stdout, stderr := checked(t.Context(), environ...)
-		if code != 0 || strings.Count(stdout, "is in use: wsbridge is already running\n") != 2 || strings.Count(stdout, "warn ") != 2 {
-			t.Errorf("%q: code = %d, want 0 with two warnings\n%s%s", addresses, code, stdout, stderr)
+		code, stdout := checked(t.Context(), environ...)
+		if code != 0 || strings.Count(stdout, "is in use: wsbridge is already running\n") != 2 || strings.Count(stdout, "warn WSBRIDGE_") != 2 {
+			t.Errorf("%q: code = %d, want 0 with two warnings\n%s", addresses, code, stdout)
 		}
 		stop()
 		serving.Wait()
@@ -227,9 +227,9 @@ func TestCheckFailsWhereAnotherProgramHoldsAListener(t *testing.T) {
 		{"another program on a unix socket", "127.0.0.1:0", answering("unix:"+socketPath(t), 500, ""), "WSBRIDGE_PUSH_LISTEN"},
 	} {
 		start := time.Now()
-		code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_LISTEN="+row.listen, "WSBRIDGE_PUSH_LISTEN="+row.push)
+		code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_LISTEN="+row.listen, "WSBRIDGE_PUSH_LISTEN="+row.push)
 		if code != 1 || !strings.Contains(stdout, "FAIL "+row.fails+"=") || !strings.Contains(stdout, "is in use by another program") || strings.Count(stdout, "FAIL") != 1 {
-			t.Errorf("%s: code = %d, want 1 with %s\n%s%s", row.what, code, row.fails, stdout, stderr)
+			t.Errorf("%s: code = %d, want 1 with %s\n%s", row.what, code, row.fails, stdout)
 		}
 		if elapsed := time.Since(start); elapsed > 4*time.Second {
 			t.Errorf("%s: elapsed = %v, want about 2s at most", row.what, elapsed)
@@ -249,9 +249,9 @@ func TestCheckLeavesNoListenerBehind(t *testing.T) {
 	t.Parallel()
 	b := newBackend(t, 200)
 	path := socketPath(t)
-	code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_LISTEN=unix:"+path)
+	code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_LISTEN=unix:"+path)
 	if code != 0 || !strings.Contains(stdout, "ok   WSBRIDGE_LISTEN=unix:"+path+" can be bound") {
-		t.Errorf("code = %d, want 0 with the listener\n%s%s", code, stdout, stderr)
+		t.Errorf("code = %d, want 0 with the listener\n%s", code, stdout)
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket after a check: Lstat = %v, want %v", err, fs.ErrNotExist)
@@ -262,9 +262,9 @@ func TestCheckFailsWhereAListenerCannotBeBound(t *testing.T) {
 	t.Parallel()
 	b := newBackend(t, 200)
 	for _, listener := range []string{"WSBRIDGE_LISTEN", "WSBRIDGE_PUSH_LISTEN"} {
-		code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, listener+"=unix:/nonexistent/sock")
+		code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, listener+"=unix:/nonexistent/sock")
 		if code != 1 || !strings.Contains(stdout, "FAIL "+listener+"=unix:/nonexistent/sock cannot be bound") {
-			t.Errorf("code = %d, want 1 with the listener\n%s%s", code, stdout, stderr)
+			t.Errorf("code = %d, want 1 with the listener\n%s", code, stdout)
 		}
 	}
 }
@@ -290,9 +290,9 @@ func TestCheckLooksAtTheCertificate(t *testing.T) {
 			renew(t, files.cert, cert)
 			renew(t, files.key, key)
 		}
-		code, stdout, stderr := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_TLS_CERT="+files.cert, "WSBRIDGE_TLS_KEY="+files.key)
+		code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_TLS_CERT="+files.cert, "WSBRIDGE_TLS_KEY="+files.key)
 		if code != row.code || !strings.Contains(stdout, row.want) {
-			t.Errorf("certificate %s: code = %d, want %d with %q\n%s%s", row.what, code, row.code, row.want, stdout, stderr)
+			t.Errorf("certificate %s: code = %d, want %d with %q\n%s", row.what, code, row.code, row.want, stdout)
 		}
 	}
 }
@@ -302,7 +302,7 @@ func TestCheckWarnsOfMoreConnectionsThanDescriptors(t *testing.T) {
 	b := newBackend(t, 200)
 	limit := descriptors()
 	for connections, want := range map[uint64]bool{limit: true, limit - 1: false} {
-		code, stdout, _ := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, fmt.Sprintf("WSBRIDGE_MAX_CONNECTIONS=%d", connections))
+		code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, fmt.Sprintf("WSBRIDGE_MAX_CONNECTIONS=%d", connections))
 		if got := strings.Contains(stdout, "warn WSBRIDGE_MAX_CONNECTIONS"); code != 0 || got != want {
 			t.Errorf("%d connections with %d descriptors: code = %d, want 0, with a warning: %v\n%s", connections, limit, code, want, stdout)
 		}
@@ -321,9 +321,20 @@ func TestCheckWarnsOfMessagesThatNoRateLetsPass(t *testing.T) {
 		{[]string{"WSBRIDGE_RATE_POLICY=wait", "WSBRIDGE_RATE_BYTES=16KiB"}, false},
 		{[]string{"WSBRIDGE_RATE_POLICY=close"}, false},
 	} {
-		code, stdout, _ := checked(t.Context(), append(row.environ, "WSBRIDGE_BACKEND_URL="+b.URL)...)
+		code, stdout := checked(t.Context(), append(row.environ, "WSBRIDGE_BACKEND_URL="+b.URL)...)
 		if got := strings.Contains(stdout, "warn WSBRIDGE_RATE_BYTES_BURST"); code != 0 || got != row.want {
 			t.Errorf("with %q: code = %d, want 0, with a warning: %v\n%s", row.environ, code, row.want, stdout)
 		}
+	}
+}
+
+func TestCheckWarnsOfEventsThatAnybodyCouldForge(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, 200)
+	if code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL); code != 0 || !strings.Contains(stdout, "warn events are not signed") {
+		t.Errorf("without a secret: code = %d, want 0 with a warning\n%s", code, stdout)
+	}
+	if code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_BACKEND_SECRET=whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"); code != 0 || strings.Contains(stdout, "warn") {
+		t.Errorf("with a secret: code = %d, want 0 without a warning\n%s", code, stdout)
 	}
 }

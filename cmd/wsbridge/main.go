@@ -73,7 +73,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	case "demo":
 		err = demo(ctx, args, stdout, stderr)
 	case "check":
-		return check(ctx, environ, stdout, stderr)
+		return check(ctx, environ, stdout)
 	case "env":
 		err = errors.Join(faultsAsErrors(printEnv(stdout, environ))...)
 	case "version":

@@ -470,19 +470,18 @@ func (p *parsing) fillDefaults(s *settings) {
 	if s.Bridge.MaxConnections == 0 {
 		s.Bridge.MaxConnections = connectionsFor(descriptors(), s.Backend.MaxConcurrent)
 	}
-	// A rate that is off has no burst.
-	if s.Rate.MessagesBurst == 0 && s.Rate.Messages > 0 {
+	if s.Rate.MessagesBurst == 0 {
 		s.Rate.MessagesBurst = twice(s.Rate.Messages)
 	}
-	if s.Rate.BytesBurst == 0 && s.Rate.Bytes > 0 {
+	if s.Rate.BytesBurst == 0 {
 		s.Rate.BytesBurst = 2 * min(s.Rate.Bytes, math.MaxInt64/2)
 	}
-	if s.Rate.HandshakesBurst == 0 && s.Rate.Handshakes > 0 {
+	if s.Rate.HandshakesBurst == 0 {
 		s.Rate.HandshakesBurst = twice(s.Rate.Handshakes)
 	}
 }
 
-// twice is the burst of a rate: at least one, or nothing would ever pass.
+// twice is the burst of a rate: at least one, or nothing would ever pass, and none of a rate that is off.
 func twice(rate float64) int {
 	return int(min(math.Ceil(2*rate), math.MaxInt32))
 }

@@ -326,7 +326,7 @@ func TestAMisspeltVariableIsAFaultThatNamesTheNearest(t *testing.T) {
 
 func TestAMisspeltVariableThatIsNearNoneIsSuggestedNone(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"WSBRIDGE_X", "WSBRIDGE_", "WSBRIDGE_URL", "WSBRIDGE_WORKERS", "WSBRIDGE_REDIS_PASSWORD"} {
+	for _, name := range []string{"WSBRIDGE_X", "WSBRIDGE_", "WSBRIDGE_NAME", "WSBRIDGE_URL", "WSBRIDGE_WORKERS", "WSBRIDGE_REDIS_PASSWORD"} {
 		environ := withBackend(name + "=Tr0ub4dor")
 		wantFault(t, environ, name, "wsbridge env")
 		if _, faults := parse(environ); strings.Contains(faults[0].Error(), "nearest") {
