@@ -9,7 +9,7 @@ import (
 const (
 	// garbage is how much may always pile up before it is collected, in bytes. Few connections have little memory, and a collection for
 	// every few megabytes of messages costs more processor than those are worth.
-	garbage = 24 << 20
+	garbage = 16 << 20
 	// garbagePercent is how much may pile up beside the memory of many connections. Go's 100 % would double it, and what piles up
 	// beside idle ones is left from their handshakes.
 	garbagePercent = 40
