@@ -139,12 +139,7 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	// The client's leaving does not end the POST: its outcome would be unknown, and an accepted connection is owed a disconnect event.
 	ctx, cancel := context.WithTimeoutCause(b.ctx, b.config.HandshakeTimeout, fmt.Errorf("no answer within the handshake's %s", b.config.HandshakeTimeout))
 	defer cancel()
-	reply := b.upstream.Post(ctx, event)
-	if to := reply.To; to != "" && len(reply.Messages) > 0 {
-		if _, known := b.destination(to); !known {
-			reply = unknownDestination(reply)
-		}
-	}
+	target, reply := b.route(c, b.upstream.Post(ctx, event))
 	b.complain(upstream.Connect, reply)
 	if reply.Outcome != upstream.Accepted {
 		return nil, func(w http.ResponseWriter) { refusal(w, reply) }
@@ -153,13 +148,7 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	c.record.learn(reply, time.Now())
 	c.record.Subprotocol = reply.Subprotocol
 	c.mu.Unlock()
-	if len(reply.Messages) > 0 {
-		target := c
-		if reply.To != "" {
-			target, _ = b.destination(reply.To)
-		}
-		b.deliver(target, reply.Messages, false)
-	}
+	b.deliver(target, reply.Messages, false)
 	if why := closeFor(reply); why != nil {
 		c.end(why)
 	}
@@ -171,11 +160,6 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 		header["Set-Cookie"] = reply.SetCookie
 	}
 	return header, nil
-}
-
-// unknownDestination turns a reply into an invalid one, for a Ws-To that is no send route.
-func unknownDestination(r *upstream.Reply) *upstream.Reply {
-	return &upstream.Reply{Outcome: upstream.Invalid, Status: r.Status, Err: fmt.Errorf("Ws-To %q: use a send route such as /connections/ID", r.To)}
 }
 
 // refusal answers a handshake that the backend did not accept.

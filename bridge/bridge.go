@@ -6,6 +6,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -154,20 +155,24 @@ func (b *Bridge) send(c *conn, messages []upstream.Payload, later bool) bool {
 	return c.enqueue(b.frames.build(messages, window), later)
 }
 
-// deliver sends an answer's messages to a connection, or counts them as dropped where it is gone (nil).
+// deliver sends an answer's messages, if it has any, to a connection, or counts them as dropped where it is gone (nil).
 func (b *Bridge) deliver(c *conn, messages []upstream.Payload, later bool) {
-	if c == nil || !b.send(c, messages, later) {
+	if len(messages) > 0 && (c == nil || !b.send(c, messages, later)) {
 		b.metrics.dropped.WithLabelValues("gone").Add(float64(len(messages)))
 	}
 }
 
-// destination returns the connection that a send route names, nil where it is gone, and whether the route makes sense.
-func (b *Bridge) destination(route string) (target *conn, known bool) {
-	id, ok := strings.CutPrefix(route, "/connections/")
-	if !ok || id == "" || strings.ContainsAny(id, "/?#") {
-		return nil, false
+// route returns the connection that a reply's messages go to: the one it answers, or the one that Ws-To names, nil where that is gone. With a
+// Ws-To that is no send route the reply is an invalid one.
+func (b *Bridge) route(c *conn, r *upstream.Reply) (*conn, *upstream.Reply) {
+	if r.To == "" || len(r.Messages) == 0 {
+		return c, r
 	}
-	return b.registry.find(id), true
+	id, ok := strings.CutPrefix(r.To, "/connections/")
+	if !ok || id == "" || strings.ContainsAny(id, "/?#") {
+		return nil, &upstream.Reply{Outcome: upstream.Invalid, Status: r.Status, Err: fmt.Errorf("Ws-To %q: use a send route such as /connections/ID", r.To)}
+	}
+	return b.registry.find(id), r
 }
 
 // complain writes the one line about a reply that an operator may have to do something about. What comes in floods is only said now and

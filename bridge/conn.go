@@ -54,7 +54,7 @@ type conn struct {
 	writing bool
 
 	nextPing int64 // Unix nanoseconds
-	pinged   int64 // when the last ping was written; 0: none was
+	pinged   int64 // when the first ping without an answer was written, or the last with one; 0: none was
 }
 
 // message is what a client sent.
@@ -215,7 +215,7 @@ func (c *conn) seals() {
 // queue being full. With later set the caller starts the writer.
 func (c *conn) enqueue(f frame, later bool) bool {
 	c.mu.Lock()
-	if c.out.shut || c.ctx.Err() != nil && context.Cause(c.ctx).(*Close).answers == 0 {
+	if why := c.ending(); c.out.shut || why != nil && why.answers == 0 {
 		c.mu.Unlock()
 		return false
 	}

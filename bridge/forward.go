@@ -46,23 +46,15 @@ func (c *conn) forward() {
 
 // apply does what the reply to a message says.
 func (c *conn) apply(reply *upstream.Reply) {
-	target, why := c, closeFor(reply)
-	if reply.To != "" && len(reply.Messages) > 0 {
-		var known bool
-		if target, known = c.bridge.destination(reply.To); !known {
-			reply = unknownDestination(reply)
-			why = closeFor(reply)
-		}
-	}
+	target, reply := c.bridge.route(c, reply)
+	why := closeFor(reply)
 	c.bridge.complain(upstream.Message, reply)
 	if reply.Outcome == upstream.Accepted {
 		c.mu.Lock()
 		c.record.learn(reply, time.Now())
 		c.mu.Unlock()
 	}
-	if len(reply.Messages) > 0 {
-		c.bridge.deliver(target, reply.Messages, target == c)
-	}
+	c.bridge.deliver(target, reply.Messages, target == c)
 	if why == nil {
 		return
 	}

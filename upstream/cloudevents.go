@@ -37,11 +37,11 @@ func (c *Client) request(e *Event) *http.Request {
 	}
 	// The ce- names go out as the specification and our documentation write them; header names are case-insensitive. Their values share
 	// one array: an allocation for each would be most of a POST's.
-	values := make([]string, 0, 20)
+	values := make([]string, 0, 21)
 	set := func(name, value string) {
 		if value != "" {
 			values = append(values, value)
-			header[name] = values[len(values)-1:]
+			header[name] = values[len(values)-1 : len(values) : len(values)] // who adds to one must not write over the next
 		}
 	}
 	set("ce-specversion", "1.0")
