@@ -160,7 +160,7 @@ func standard(t testing.TB, url string) Config {
 	return Config{
 		URL: parseURL(t, url), TextType: "text/plain; charset=utf-8",
 		ForwardHeaders: []string{"Cookie", "Authorization", "Origin", "User-Agent", "Accept-Language"},
-		Events:         Types{Connect, Message, Disconnect}, Timeout: 20 * time.Second, MaxConcurrent: 16, MaxAnswer: 1 << 20,
+		Events:         Types{Connect, Message, Disconnect}, Timeout: 20 * time.Second, Retry: RetrySafe, RetryFor: 2 * time.Minute, MaxConcurrent: 16, MaxAnswer: 1 << 20,
 	}
 }
 
@@ -170,7 +170,7 @@ func newClient(t testing.TB, config Config) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.transport.(*http.Transport).CloseIdleConnections)
+	t.Cleanup(c.Close)
 	return c
 }
 
@@ -230,4 +230,15 @@ func show(messages []Payload) string {
 		all = append(all, fmt.Sprintf("%s %q", kind, m.Data))
 	}
 	return "[" + strings.Join(all, ", ") + "]"
+}
+
+// request returns the event as it would go on the wire, parsed.
+func request(t testing.TB, c *Client, e *Event) *posted {
+	t.Helper()
+	wire := c.appendRequest(nil, e, time.Now())
+	p, err := receive(bufio.NewReader(bytes.NewReader(wire)))
+	if err != nil {
+		t.Fatalf("%q: %v", wire, err)
+	}
+	return p
 }

@@ -6,46 +6,42 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/textproto"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// idleFor is how long a connection to the backend is kept without use: less than any server's own limit (Starman's is 1 s), so
-// that a POST hardly ever meets the server's close.
-const idleFor = 500 * time.Millisecond
-
-// maxHeader bounds the headers of an answer, in bytes.
-const maxHeader = 64 << 10
-
 // Client POSTs events to the backend. It is safe for concurrent use.
 type Client struct {
-	config    Config
-	source    string
-	forward   []string // canonical names
-	transport http.RoundTripper
-	turns     chan struct{} // one place for each POST that may be under way
+	config  Config
+	source  string
+	forward []string // canonical names
+	pool    *pool
+	guard   *guard
+	buffers sync.Pool // of *[]byte, to write requests into
 
 	posts   *prometheus.CounterVec
+	repeats prometheus.Counter
 	seconds *prometheus.HistogramVec
 }
 
 // New returns a client of the configured backend. The node names this program in ce-source. A nil registry keeps no
-// metrics; a nil transport is the real one.
-func New(config Config, node string, registry prometheus.Registerer, transport http.RoundTripper) (*Client, error) {
+// metrics; a nil dial connects to where the configured URL says. The client must be closed.
+func New(config Config, node string, registry prometheus.Registerer, dial func(context.Context) (net.Conn, error)) (*Client, error) {
 	c := &Client{
-		config: config, source: "/wsbridge/" + node, transport: transport, turns: make(chan struct{}, config.MaxConcurrent),
+		config: config, source: "/wsbridge/" + node, buffers: sync.Pool{New: func() any { return new([]byte) }},
 		posts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "wsbridge_events_total", Help: "Events POSTed to the backend, by type and result."}, []string{"type", "result"}),
+			Name: "wsbridge_events_total", Help: "Events POSTed to the backend, by type and result; each attempt counts."}, []string{"type", "result"}),
+		repeats: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "wsbridge_event_repeats_total", Help: "POSTs repeated on a fresh connection, since the backend had closed the idle one before it took them."}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "wsbridge_event_duration_seconds", Help: "Time from the start of a POST to its whole answer.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2.5, 12)}, []string{"type"}),
@@ -55,52 +51,80 @@ func New(config Config, node string, registry prometheus.Registerer, transport h
 			c.forward = append(c.forward, name)
 		}
 	}
-	if transport == nil {
-		var err error
-		if c.transport, err = newTransport(config); err != nil {
-			return nil, err
-		}
+	if dial == nil {
+		network, address := config.URL.address()
+		dial = func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, network, address) }
 	}
+	secure, err := tlsConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	c.pool = &pool{dial: func(ctx context.Context) (*conn, error) { return connect(ctx, dial, secure) }}
+	c.guard = newGuard(config, c.alive)
 	if registry != nil {
-		registry.MustRegister(c.posts, c.seconds, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "wsbridge_events_in_flight", Help: "POSTs under way."}, func() float64 { return float64(len(c.turns)) }))
+		gauge := func(name, help string, value func(busy, waiting int, down bool) int) prometheus.Collector {
+			return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(value(c.guard.state())) })
+		}
+		registry.MustRegister(c.posts, c.repeats, c.seconds,
+			gauge("wsbridge_events_in_flight", "POSTs under way.", func(busy, _ int, _ bool) int { return busy }),
+			gauge("wsbridge_events_waiting", "Events that wait for their turn at the backend.", func(_, waiting int, _ bool) int { return waiting }),
+			gauge("wsbridge_backend_up", "1, or 0 while the backend is taken as down.", func(_, _ int, down bool) int {
+				if down {
+					return 0
+				}
+				return 1
+			}))
 	}
 	return c, nil
 }
 
-func newTransport(config Config) (*http.Transport, error) {
-	// A dial goes on when its POST has given up, for the next one's sake. That must end, too.
-	dialer := net.Dialer{Timeout: config.Timeout}
-	t := &http.Transport{
-		// No proxy from the environment: the backend is a neighbour. No compression: Accept-Encoding is ours. HTTP/1.1 only.
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			if config.URL.socket != "" {
-				network, address = "unix", config.URL.socket
-			}
-			conn, err := dialer.DialContext(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			return newLink(conn), nil
-		},
-		TLSHandshakeTimeout:    config.Timeout,
-		DisableCompression:     true,
-		MaxIdleConnsPerHost:    config.MaxConcurrent,
-		IdleConnTimeout:        idleFor,
-		MaxResponseHeaderBytes: maxHeader,
+// Watch sets who is told when the backend goes down, with the failure that was the last straw, and when it comes back. It must be
+// called before the first POST.
+func (c *Client) Watch(told func(down bool, why error)) { c.guard.told = told }
+
+// Close gives up the idle connections. POSTs under way go on.
+func (c *Client) Close() {
+	c.guard.close()
+	c.pool.close()
+}
+
+// connect opens a connection to the backend.
+func connect(ctx context.Context, dial func(context.Context) (net.Conn, error), secure *tls.Config) (*conn, error) {
+	socket, err := dial(ctx)
+	if err != nil {
+		return nil, err
 	}
-	if config.URL.scheme == "https" {
-		t.TLSClientConfig = &tls.Config{ServerName: config.TLSName}
-		if config.CA != "" {
-			pem, err := os.ReadFile(config.CA)
-			if err != nil {
-				return nil, err
-			}
-			t.TLSClientConfig.RootCAs = x509.NewCertPool()
-			if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("%s holds no PEM certificate", config.CA)
-			}
-		}
+	c := newConn(socket)
+	if secure == nil {
+		return c, nil
+	}
+	if err := c.secure(secure).HandshakeContext(ctx); err != nil {
+		socket.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// tlsConfig returns how an https backend is known, or nil for another.
+func tlsConfig(config Config) (*tls.Config, error) {
+	if config.URL.scheme != "https" {
+		return nil, nil
+	}
+	t := &tls.Config{ServerName: config.TLSName, NextProtos: []string{"http/1.1"}}
+	if t.ServerName == "" {
+		authority := url.URL{Host: config.URL.host}
+		t.ServerName = authority.Hostname()
+	}
+	if config.CA == "" {
+		return t, nil
+	}
+	pem, err := os.ReadFile(config.CA)
+	if err != nil {
+		return nil, err
+	}
+	t.RootCAs = x509.NewCertPool()
+	if !t.RootCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", config.CA)
 	}
 	return t, nil
 }
@@ -111,93 +135,32 @@ func (c *Client) Wants(kind Type) bool { return slices.Contains(c.config.Events,
 // URL returns the backend's URL, as configured.
 func (c *Client) URL() string { return c.config.URL.String() }
 
-// Post sends the event once, when it has its turn, and returns what became of it. Waiting for the turn is bounded by ctx alone, the
-// POST also by Config.Timeout.
-func (c *Client) Post(ctx context.Context, e *Event) *Reply {
-	select {
-	case c.turns <- struct{}{}:
-	case <-ctx.Done():
-		return &Reply{Outcome: Unreachable, TimedOut: true, Err: fmt.Errorf("waiting for one of %d turns at the backend: %w", cap(c.turns), context.Cause(ctx))}
-	}
-	defer func() { <-c.turns }()
+// attempt posts the event once and returns what became of it. The caller has its turn.
+func (c *Client) attempt(ctx context.Context, e *Event) *Reply {
 	start := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.config.Timeout, fmt.Errorf("no answer within %s", c.config.Timeout))
-	defer cancel()
-	r := c.attempt(ctx, e)
+	buffer := c.buffers.Get().(*[]byte)
+	*buffer = c.appendRequest((*buffer)[:0], e, start)
+	r := c.post(ctx, e, *buffer, start)
+	if cap(*buffer) <= maxBuffer {
+		c.buffers.Put(buffer)
+	}
 	c.seconds.WithLabelValues(string(e.Type)).Observe(time.Since(start).Seconds())
 	c.posts.WithLabelValues(string(e.Type), r.Outcome.String()).Inc()
 	return r
 }
 
-// way is how one try to send a request has gone.
-type way struct {
-	connected, reused bool
-	link              *link       // nil with another transport than ours
-	began             atomic.Bool // the answer has
-}
+// maxBuffer is the largest buffer that is kept to write requests into, in bytes.
+const maxBuffer = 128 << 10
 
-// unsent reports whether nothing of the request has left us.
-func (w *way) unsent() bool { return !w.connected || w.link != nil && w.link.silent() }
-
-// garbled reports whether err says that what came breaks the rules of HTTP, rather than that it broke off or took too long.
-func (w *way) garbled(ctx context.Context, err error) bool {
-	if w.link != nil && w.link.broken() || ctx.Err() != nil {
-		return false
-	}
-	_, network := errors.AsType[net.Error](err)
-	return w.began.Load() && !network && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed)
-}
-
-// send sends the event and returns the head of the answer. An idle connection that turns out to be closed before anything was sent on it is
-// nobody's failure: another is taken, in the end a fresh one.
-func (c *Client) send(ctx context.Context, e *Event) (*http.Response, *way, error) {
-	for {
-		w := &way{}
-		trace := &httptrace.ClientTrace{
-			GetConn: func(string) { w.connected = false },
-			GotConn: func(info httptrace.GotConnInfo) {
-				conn := info.Conn
-				if secure, ok := conn.(*tls.Conn); ok {
-					conn = secure.NetConn()
-				}
-				w.connected, w.reused = true, info.Reused
-				if w.link, _ = conn.(*link); w.link != nil {
-					w.link.ready()
-				}
-			},
-			GotFirstResponseByte: func() { w.began.Store(true) },
-		}
-		answer, err := c.transport.RoundTrip(c.request(e).WithContext(httptrace.WithClientTrace(ctx, trace)))
-		if err == nil || !w.connected || !w.reused || !w.unsent() || ctx.Err() != nil {
-			return answer, w, err
-		}
-	}
-}
-
-func (c *Client) attempt(ctx context.Context, e *Event) *Reply {
-	answer, way, err := c.send(ctx, e)
-	switch {
-	case err == nil:
-	case way.unsent():
-		return broken(ctx, Unreachable, err)
-	case way.garbled(ctx, err):
-		// The error may quote what came, and a log is no place for that.
-		return broken(ctx, Invalid, fmt.Errorf("the answer is no HTTP/1.1, or its headers are larger than %d bytes", maxHeader))
-	default:
-		return broken(ctx, Uncertain, err)
-	}
-	defer answer.Body.Close()
-	if answer.StatusCode == http.StatusSwitchingProtocols {
-		return &Reply{Outcome: Invalid, Status: answer.StatusCode, Err: errors.New("the backend answered 101 to a POST without Upgrade")}
-	}
-	body, err := readBody(answer, c.config.MaxAnswer)
-	switch {
+func (c *Client) post(ctx context.Context, e *Event, request []byte, start time.Time) *Reply {
+	answer, body, err := c.roundTrip(ctx, request, start)
+	switch lost, ok := errors.AsType[*lostError](err); {
+	case ok && e.Type == Disconnect && lost.answer != nil:
+		answer, body = lost.answer, nil // its status says everything
+	case ok:
+		return lost.reply()
 	case e.Type == Disconnect:
-		body = nil // its status says everything
-	case err != nil && way.garbled(ctx, err):
-		return &Reply{Outcome: Invalid, Status: answer.StatusCode, Err: errors.New("the answer's body is no HTTP/1.1")}
-	case err != nil:
-		return broken(ctx, Uncertain, fmt.Errorf("reading the answer: %w", err))
+		body = nil
 	case int64(len(body)) <= c.config.MaxAnswer:
 	case answer.StatusCode >= 300:
 		body = nil // an error page: its status says enough
@@ -207,47 +170,111 @@ func (c *Client) attempt(ctx context.Context, e *Event) *Reply {
 	return c.reply(e, answer, body, time.Now())
 }
 
-// readBody reads an answer's body, and no more than one byte beyond the limit.
-func readBody(answer *http.Response, limit int64) ([]byte, error) {
-	if answer.ContentLength < 0 || answer.ContentLength > limit {
-		return io.ReadAll(io.LimitReader(answer.Body, limit+1))
-	}
-	body := make([]byte, answer.ContentLength)
-	_, err := io.ReadFull(answer.Body, body)
-	return body, err
+// lostError is why a request has no answer, and what that means for it.
+type lostError struct {
+	error
+	outcome  Outcome        // Unreachable, Uncertain or Invalid
+	answer   *http.Response // whose body can't be read; or nil
+	timedOut bool
 }
 
-// broken is the reply where no answer came.
-func broken(ctx context.Context, outcome Outcome, err error) *Reply {
-	r := &Reply{Outcome: outcome, Err: err}
-	if ctx.Err() != nil {
-		r.TimedOut, r.Err = true, context.Cause(ctx)
+func (l *lostError) reply() *Reply {
+	r := &Reply{Outcome: l.outcome, TimedOut: l.timedOut, Err: l.error}
+	if l.outcome == Invalid && l.answer != nil {
+		r.Status = l.answer.StatusCode
 	}
 	return r
+}
+
+// roundTrip sends a request and returns its answer. One that was not taken since its idle connection was closed at that moment goes out again, on a
+// fresh one. Every error is a *lostError.
+func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time) (*http.Response, []byte, error) {
+	deadline := start.Add(c.config.Timeout)
+	timed := func(lost *lostError) *lostError {
+		if ctx.Err() != nil {
+			lost.timedOut, lost.error = true, context.Cause(ctx)
+		} else if now := time.Now(); errors.Is(lost.error, os.ErrDeadlineExceeded) || !now.Before(deadline) {
+			lost.timedOut, lost.error = true, fmt.Errorf("no answer within %s", c.config.Timeout)
+		}
+		return lost
+	}
+	open := c.pool.take
+	for {
+		dialing, cancel := context.WithDeadline(ctx, deadline)
+		line, err := open(dialing)
+		cancel()
+		if err != nil {
+			return nil, nil, timed(&lostError{error: err, outcome: Unreachable})
+		}
+		line.SetDeadline(deadline)
+		stop := context.AfterFunc(ctx, func() { line.SetDeadline(time.Unix(1, 0)) })
+		answer, body, err := line.exchange(request, c.config.MaxAnswer)
+		interrupted := !stop()
+		untaken := line.untaken(answer, err)
+		if err == nil && !untaken && !interrupted && line.reusable(answer, time.Now()) {
+			c.pool.put(line)
+		} else {
+			line.Close()
+		}
+		switch {
+		case untaken && line.reused && ctx.Err() == nil && time.Now().Before(deadline):
+			c.repeats.Inc()
+			open = c.pool.dial
+			continue
+		case untaken:
+			return nil, nil, timed(&lostError{error: err, outcome: Unreachable})
+		case err == nil:
+			return answer, body, nil
+		}
+		lost := &lostError{error: err, outcome: Uncertain, answer: answer}
+		if !line.garbled() {
+			return nil, nil, timed(lost)
+		}
+		lost.outcome = Invalid
+		if answer != nil && answer.StatusCode != http.StatusSwitchingProtocols {
+			lost.error = errors.New("the answer's body is no HTTP/1.1")
+		} else if answer == nil {
+			// The parser's error may quote what came, and a log is no place for that.
+			lost.error = fmt.Errorf("the answer is no HTTP/1.1, or its headers are larger than %d bytes", maxHeader)
+		}
+		return nil, nil, lost
+	}
 }
 
 // Probe asks the backend for its options, as a check that harms nothing: any answer below 500 other than a redirect and 404 is
 // good. The path is the client's, for a backend URL that has none.
 func (c *Client) Probe(ctx context.Context, path string) error {
-	target := c.config.URL.target(path, "")
-	host := c.config.Host
-	if host == "" {
-		host = target.Host
-	}
-	request := &http.Request{
-		Method: http.MethodOptions, URL: target, Host: host, Header: http.Header{"User-Agent": {"wsbridge"}},
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}
-	answer, err := c.transport.RoundTrip(request.WithContext(ctx))
+	target, answer, err := c.options(ctx, &Handshake{Path: path})
 	if err != nil {
 		return err
 	}
-	answer.Body.Close()
 	switch status := answer.StatusCode; {
 	case status >= 500, status == http.StatusNotFound:
-		return fmt.Errorf("OPTIONS %s answered %s", target.Opaque, answer.Status)
+		return fmt.Errorf("OPTIONS %s answered %s", target, answer.Status)
 	case status >= 300 && status < 400:
-		return fmt.Errorf("OPTIONS %s answered %s to %q: name the final URL", target.Opaque, answer.Status, answer.Header.Get("Location"))
+		return fmt.Errorf("OPTIONS %s answered %s to %q: name the final URL", target, answer.Status, answer.Header.Get("Location"))
 	}
 	return nil
+}
+
+func (c *Client) options(ctx context.Context, h *Handshake) (target string, answer *http.Response, err error) {
+	target = c.config.URL.target(h.Path, h.Query)
+	request := append([]byte("OPTIONS "+target+" HTTP/1.1\r\nHost: "), c.host(h)...)
+	request = append(request, "\r\nUser-Agent: wsbridge\r\nContent-Length: 0\r\n\r\n"...)
+	answer, _, err = c.roundTrip(ctx, request, time.Now())
+	return target, answer, err
+}
+
+// alive asks a backend that is down, by something that is no event, whether it is back: it answers, whatever it says, other than by a proxy's
+// word that it is not there.
+func (c *Client) alive(ctx context.Context, h *Handshake) *Reply {
+	_, answer, err := c.options(ctx, h)
+	if lost, ok := errors.AsType[*lostError](err); ok {
+		return lost.reply()
+	}
+	r := &Reply{Outcome: outcome(answer.StatusCode), Status: answer.StatusCode, After: retryAfter(answer.Header, time.Now())}
+	if r.Outcome != Accepted {
+		r.Err = fmt.Errorf("the backend answered OPTIONS with %s", answer.Status)
+	}
+	return r
 }

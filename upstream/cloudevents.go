@@ -1,10 +1,8 @@
 package upstream
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -18,79 +16,90 @@ import (
 // traceParent is the header of W3C Trace Context.
 const traceParent = "traceparent"
 
-// request returns the POST that carries the event.
-func (c *Client) request(e *Event) *http.Request {
+// appendRequest appends the POST that carries the event, as it goes on the wire: time and signature are those of this attempt.
+func (c *Client) appendRequest(dst []byte, e *Event, now time.Time) []byte {
 	h := e.Handshake
-	header := make(http.Header, len(h.Header)+21)
+	body, contentType := e.Body.Data, ""
+	switch {
+	case e.Type == Disconnect:
+		contentType = "application/json"
+		body, _ = json.Marshal(e.Goodbye) // a struct of numbers and strings: it can't fail
+	case e.Type == Connect:
+	case e.Body.Binary:
+		contentType = "application/octet-stream"
+	default:
+		contentType = c.config.TextType
+	}
+	dst = slices.Grow(dst, 1024+len(h.Path)+len(h.Query)+len(h.Cookie)+len(body))
+	dst = append(dst, "POST "...)
+	dst = append(dst, c.config.URL.target(h.Path, h.Query)...)
+	dst = append(dst, " HTTP/1.1\r\n"...)
+	dst = appendField(dst, "Host", c.host(h))
+	// With a length even where it is 0, and never chunked: old servers lose chunked bodies, or refuse a POST without a length.
+	dst = append(strconv.AppendInt(append(dst, "Content-Length: "...), int64(len(body)), 10), "\r\n"...)
+	dst = appendField(dst, "Content-Type", contentType)
+	dst = appendField(dst, "Accept-Encoding", "identity")
+	dst = appendField(dst, "Cookie", h.Cookie)
 	for _, field := range h.Header {
 		value := field.Value
 		if field.Name == traceParent {
 			value = continued(value)
 		}
-		header[field.Name] = append(header[field.Name], value)
+		dst = appendField(dst, field.Name, value)
 	}
-	if h.Cookie != "" {
-		header["Cookie"] = []string{h.Cookie}
+	dst = appendField(dst, "X-Forwarded-For", h.ForwardedFor)
+	dst = appendField(dst, "X-Forwarded-Proto", h.Proto)
+	dst = appendField(dst, "X-Forwarded-Host", h.Host)
+	dst = appendField(dst, "X-Real-IP", h.Address)
+	// The ce- names go out as the specification and our documentation write them; header names are case-insensitive.
+	dst = append(dst, "ce-specversion: 1.0\r\nce-type: wsbridge."...)
+	dst = append(append(dst, e.Type...), "\r\n"...)
+	dst = appendField(dst, "ce-source", c.source)
+	dst = appendField(dst, "ce-id", e.ID)
+	dst = append(e.Time.UTC().AppendFormat(append(dst, "ce-time: "...), time.RFC3339Nano), "\r\n"...)
+	dst = appendField(dst, "ce-connectionid", e.ConnectionID)
+	dst = append(strconv.AppendUint(append(dst, "ce-sequence: "...), e.Sequence, 10), "\r\n"...)
+	dst = append(strconv.AppendInt(append(dst, "ce-attempt: "...), int64(e.Attempt), 10), "\r\n"...)
+	dst = appendField(dst, "ce-userid", e.UserID)
+	dst = appendField(dst, "ce-state", e.State)
+	dst = appendField(dst, "ce-subprotocol", e.Subprotocol)
+	dst = appendField(dst, "ce-subprotocols", strings.Join(e.Subprotocols, ","))
+	if len(c.config.Secret) > 0 {
+		timestamp, signatures := c.config.Secret.sign(e.ID, now, body)
+		dst = appendField(dst, "webhook-id", e.ID)
+		dst = appendField(dst, "webhook-timestamp", timestamp)
+		dst = appendField(dst, "webhook-signature", signatures)
 	}
-	if header["User-Agent"] == nil {
-		header["User-Agent"] = nil // or net/http would send its own
+	dst = append(dst, "\r\n"...)
+	return append(dst, body...)
+}
+
+// appendField appends a header field, unless its value is empty. A value comes from a parsed header, or from what was checked when it was
+// set; that no line break gets through is seen to here as well.
+func appendField(dst []byte, name, value string) []byte {
+	if value == "" {
+		return dst
 	}
-	// The ce- names go out as the specification and our documentation write them; header names are case-insensitive. Their values share
-	// one array: an allocation for each would be most of a POST's.
-	values := make([]string, 0, 21)
-	set := func(name, value string) {
-		if value != "" {
-			values = append(values, value)
-			header[name] = values[len(values)-1 : len(values) : len(values)] // who adds to one must not write over the next
+	dst = append(append(dst, name...), ": "...)
+	start := len(dst)
+	dst = append(dst, value...)
+	for i := start; i < len(dst); i++ {
+		if b := dst[i]; b == '\r' || b == '\n' || b == 0 {
+			dst[i] = ' '
 		}
 	}
-	set("ce-specversion", "1.0")
-	set("ce-type", "wsbridge."+string(e.Type))
-	set("ce-source", c.source)
-	set("ce-id", e.ID)
-	set("ce-time", e.Time.UTC().Format(time.RFC3339Nano))
-	set("ce-connectionid", e.ConnectionID)
-	set("ce-sequence", strconv.FormatUint(e.Sequence, 10))
-	set("ce-attempt", strconv.Itoa(e.Attempt))
-	set("ce-userid", e.UserID)
-	set("ce-state", e.State)
-	set("ce-subprotocol", e.Subprotocol)
-	set("ce-subprotocols", strings.Join(e.Subprotocols, ","))
-	set("X-Forwarded-For", h.ForwardedFor)
-	set("X-Forwarded-Proto", h.Proto)
-	set("X-Forwarded-Host", h.Host)
-	set("X-Real-IP", h.Address)
-	set("Accept-Encoding", "identity")
+	return append(dst, "\r\n"...)
+}
 
-	body := e.Body.Data
+// host returns what the events of a connection have as their Host.
+func (c *Client) host(h *Handshake) string {
 	switch {
-	case e.Type == Disconnect:
-		set("Content-Type", "application/json")
-		body, _ = json.Marshal(e.Goodbye) // a struct of numbers and strings: it can't fail
-	case e.Type == Connect:
-	case e.Body.Binary:
-		set("Content-Type", "application/octet-stream")
-	default:
-		set("Content-Type", c.config.TextType)
+	case c.config.Host != "":
+		return c.config.Host
+	case h.RequestHost != "":
+		return h.RequestHost
 	}
-	if len(c.config.Secret) > 0 {
-		timestamp, signatures := c.config.Secret.sign(e.ID, time.Now(), body)
-		set("webhook-id", e.ID)
-		set("webhook-timestamp", timestamp)
-		set("webhook-signature", signatures)
-	}
-	host := c.config.Host
-	if host == "" {
-		host = h.RequestHost
-	}
-	request := &http.Request{
-		Method: http.MethodPost, URL: c.config.URL.target(h.Path, h.Query), Host: host, Header: header,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Body: http.NoBody, ContentLength: int64(len(body)),
-	}
-	if len(body) > 0 {
-		request.Body = io.NopCloser(bytes.NewReader(body))
-	}
-	return request
+	return c.config.URL.host
 }
 
 // Handshake returns what the events of a connection repeat of the request that opened it: the headers that are configured to

@@ -45,8 +45,8 @@ func TestEveryEventIsSignedOverItsBodyAsItIsSent(t *testing.T) {
 	}
 	c := &Client{config: Config{Secret: s}}
 	e := text("hello")
-	h := c.request(e).Header
-	id, timestamp, signature := h["webhook-id"][0], h["webhook-timestamp"][0], h["webhook-signature"][0]
+	p := request(t, c, e)
+	id, timestamp, signature := p.value("webhook-id"), p.value("webhook-timestamp"), p.value("webhook-signature")
 	seconds, err := time.ParseDuration(timestamp + "s")
 	if err != nil || id != e.ID {
 		t.Fatalf("webhook-id = %s, webhook-timestamp = %s", id, timestamp)
@@ -54,7 +54,7 @@ func TestEveryEventIsSignedOverItsBodyAsItIsSent(t *testing.T) {
 	if _, want := s.sign(e.ID, time.Unix(int64(seconds.Seconds()), 0), []byte("hello")); signature != want || strings.Count(signature, "v1,") != 2 {
 		t.Errorf("webhook-signature = %s, want %s", signature, want)
 	}
-	if h := (&Client{}).request(e).Header; h["webhook-id"] != nil || h["webhook-signature"] != nil {
+	if p := request(t, &Client{}, e); p.values("webhook-id") != nil || p.values("webhook-signature") != nil {
 		t.Error("signed without a secret")
 	}
 }

@@ -13,14 +13,14 @@ func TestATraceIsContinuedWithASpanForEachAttempt(t *testing.T) {
 	e.Handshake = c.Handshake(handshake(t, "GET /ws HTTP/1.1", "Host: a", "traceparent: "+parent, "tracestate: a=1", "tracestate: b=2"))
 	spans := map[string]bool{}
 	for range 3 {
-		h := c.request(e).Header
-		got := h[traceParent][0]
+		p := request(t, c, e)
+		got := p.value(traceParent)
 		if !validTrace(got) || got[:36] != parent[:36] || got[52:] != parent[52:] || got == parent {
 			t.Errorf("traceparent = %s, want a new span of %s", got, parent)
 		}
 		spans[got] = true
-		if !slices.Equal(h["tracestate"], []string{"a=1,b=2"}) {
-			t.Errorf("tracestate = %v", h["tracestate"])
+		if got := p.values("tracestate"); !slices.Equal(got, []string{"a=1,b=2"}) {
+			t.Errorf("tracestate = %v", got)
 		}
 	}
 	if len(spans) != 3 {

@@ -3,6 +3,7 @@ package upstream
 import (
 	"cmp"
 	"errors"
+	"net"
 	"net/url"
 	"strconv"
 	"strings"
@@ -12,7 +13,7 @@ import (
 type URL struct {
 	text   string
 	scheme string
-	host   string // host and port; a placeholder for a unix socket
+	host   string // host and port, as written; a placeholder for a unix socket
 	socket string // path of the unix socket, or empty
 	path   string // as written, percent-encoding included; empty: events keep the client's path
 	query  string
@@ -73,9 +74,22 @@ func (u URL) String() string { return u.text }
 // HasPath reports whether the URL has a path of its own, which then stands in place of the client's.
 func (u URL) HasPath() bool { return u.path != "" }
 
-// target returns the URL of one POST for a client that asked for path and query, both as they came: the path is kept
-// byte for byte where the URL has none, and the query always.
-func (u URL) target(path, query string) *url.URL {
+// address returns where the backend listens, for a dial.
+func (u URL) address() (network, address string) {
+	if u.socket != "" {
+		return "unix", u.socket
+	}
+	port := "80"
+	if u.scheme == "https" {
+		port = "443"
+	}
+	authority := url.URL{Host: u.host}
+	return "tcp", net.JoinHostPort(authority.Hostname(), cmp.Or(authority.Port(), port))
+}
+
+// target returns the request target (RFC 9112, 3.2.1) of one POST for a client that asked for path and query, both as they came: the path is
+// kept byte for byte where the URL has none, and the query always.
+func (u URL) target(path, query string) string {
 	if u.path != "" {
 		path = u.path
 	}
@@ -87,6 +101,8 @@ func (u URL) target(path, query string) *url.URL {
 	} else if u.query != "" {
 		query = u.query
 	}
-	// Opaque goes on the wire as it is: net/url would decode and encode anew, and a backend that compares paths would see another.
-	return &url.URL{Scheme: u.scheme, Host: u.host, Opaque: path, RawQuery: query}
+	if query == "" {
+		return path
+	}
+	return path + "?" + query
 }

@@ -124,7 +124,7 @@ func TestAPostGoesWhereTheURLAndTheClientSay(t *testing.T) {
 	}
 	for _, row := range rows {
 		u := parseURL(t, row.url)
-		if got := u.target(row.path, row.query).RequestURI(); got != row.want {
+		if got := u.target(row.path, row.query); got != row.want {
 			t.Errorf("%s for %s?%s: got = %q, want %q", row.url, row.path, row.query, got, row.want)
 		}
 	}
@@ -150,16 +150,12 @@ func FuzzURL(f *testing.F) {
 		if e.Handshake = c.Handshake(r); strings.HasPrefix(e.Handshake.Path, "//") || e.Handshake.Path == "*" {
 			return // bridge refuses it: it could be read in more than one way
 		}
-		var wire strings.Builder
-		if err := c.request(e).Write(&wire); err != nil {
-			t.Fatalf("%q for %q: %v", url, target, err)
-		}
-		line, rest, _ := strings.Cut(wire.String(), "\r\n")
+		line, rest, _ := strings.Cut(string(c.appendRequest(nil, e, noon)), "\r\n")
 		uri, ok := strings.CutSuffix(strings.TrimPrefix(line, "POST "), " HTTP/1.1")
 		if !ok || !strings.HasPrefix(line, "POST /") || slices.ContainsFunc([]byte(uri), func(b byte) bool { return b <= ' ' || b == 0x7f }) {
 			t.Errorf("%q for %q: request line = %q", url, target, line)
 		}
-		// net/http writes a host that is none in its own way, where it came in the target.
+		// A host that is none may come in the target.
 		if host, _, _ := strings.Cut(rest, "\r\n"); host != "Host: chat.example.org" && (target[0] == '/' || !strings.HasPrefix(host, "Host: ")) {
 			t.Errorf("%q for %q: behind the request line = %q", url, target, rest)
 		}

@@ -1,0 +1,213 @@
+package upstream
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// maxHeader bounds the headers of an answer, those of 1xx answers before it included, in bytes.
+	maxHeader = 64 << 10
+	// readAhead is the read buffer of a connection, in bytes.
+	readAhead = 4 << 10
+	// inlineWrite is the largest request that is written before its answer is looked for, in bytes: what a socket takes whole while nobody reads.
+	// A backend may answer a larger one before it has read it, and then wait for us.
+	inlineWrite = 16 << 10
+	// maxInterim is how many 1xx answers may come before the answer.
+	maxInterim = 20
+)
+
+var errHeaderTooLarge = errors.New("the headers are larger than 64 KiB")
+
+// conn is one connection to the backend. It knows what has happened on it since a request began, which decides whether that may
+// have been taken.
+type conn struct {
+	net.Conn        // requests are written to it: the socket, or TLS over it
+	socket   *meter // the socket itself
+	reader   *bufio.Reader
+
+	head     int64 // bytes that the head of the answer may still take
+	limited  bool  // head counts
+	answered bool  // a byte of the answer has come
+	failure  error // of the last read, when it failed: the line broke, and not a rule
+	reused   bool  // it has carried a request before
+
+	since time.Time // it is idle since
+	until time.Time // it may be used again until
+}
+
+// meter counts what is written to a socket: under TLS that is more than was given to write.
+type meter struct {
+	net.Conn // the interface: its method set must not offer ways around Write
+	written  int64
+}
+
+func (m *meter) Write(p []byte) (int, error) {
+	n, err := m.Conn.Write(p)
+	m.written += int64(n)
+	return n, err
+}
+
+func newConn(socket net.Conn) *conn {
+	c := &conn{socket: &meter{Conn: socket}}
+	c.Conn = c.socket
+	c.reader = bufio.NewReaderSize(answerReader{c}, readAhead)
+	return c
+}
+
+// secure puts TLS over the socket.
+func (c *conn) secure(config *tls.Config) *tls.Conn {
+	secure := tls.Client(c.socket, config)
+	c.Conn = secure
+	return secure
+}
+
+// answerReader reads for the parser of answers, and takes note of what that does not tell: whether anything came, and whether the
+// line or a rule was broken.
+type answerReader struct{ *conn }
+
+func (r answerReader) Read(p []byte) (int, error) {
+	if r.limited {
+		if r.head <= 0 {
+			return 0, errHeaderTooLarge
+		}
+		p = p[:min(int64(len(p)), r.head)]
+	}
+	n, err := r.Conn.Read(p)
+	r.head -= int64(n)
+	r.answered = r.answered || n > 0
+	if err != nil {
+		r.failure = err
+	}
+	return n, err
+}
+
+// exchange sends a request and reads its answer: the head, and of the body at most one byte more than limit. What has come, it returns also
+// beside an error. The caller has set the deadline.
+func (c *conn) exchange(request []byte, limit int64) (answer *http.Response, body []byte, err error) {
+	c.socket.written, c.answered, c.failure = 0, false, nil
+	written := make(chan struct{})
+	if len(request) <= inlineWrite {
+		c.write(request)
+		close(written)
+	} else {
+		go func() {
+			c.write(request)
+			close(written)
+		}()
+	}
+	answer, body, err = c.answer(limit)
+	select {
+	case <-written:
+	default:
+		// An answer to half a request is an answer, and the rest is for nobody. Closing ends the write.
+		c.Conn.SetDeadline(time.Unix(1, 0))
+		<-written
+		if err == nil {
+			answer.Close = true
+		}
+	}
+	return answer, body, err
+}
+
+// write sends a request. Its error is not needed: the answer may be there all the same, and if not, reading says so.
+func (c *conn) write(request []byte) {
+	if _, err := c.Conn.Write(request); err != nil && c.socket.written == 0 {
+		c.Conn.SetReadDeadline(time.Unix(1, 0)) // nothing was asked, so nothing answers
+	}
+}
+
+// answer reads one answer.
+func (c *conn) answer(limit int64) (answer *http.Response, body []byte, err error) {
+	c.limited, c.head = true, maxHeader
+	for range maxInterim {
+		if answer, err = http.ReadResponse(c.reader, nil); err != nil {
+			return nil, nil, err
+		}
+		if answer.StatusCode >= 200 || answer.StatusCode == http.StatusSwitchingProtocols {
+			break
+		}
+	}
+	switch {
+	case answer.StatusCode == http.StatusSwitchingProtocols:
+		return answer, nil, errors.New("the backend answered 101 to a request without Upgrade")
+	case answer.StatusCode < 200:
+		return nil, nil, errors.New("too many 1xx answers")
+	}
+	c.limited = false
+	if answer.ContentLength < 0 || answer.ContentLength > limit {
+		body, err = io.ReadAll(io.LimitReader(answer.Body, limit+1))
+		if int64(len(body)) > limit {
+			answer.Close = true
+		}
+		return answer, body, err
+	}
+	body = make([]byte, answer.ContentLength)
+	_, err = io.ReadFull(answer.Body, body)
+	return answer, body, err
+}
+
+// untaken reports whether the request of an exchange that ended so was certainly not taken. This is the one place that decides it.
+//
+// Nothing was sent: that is certain anywhere. The other case is a connection that was idle, and that the backend closed just as the request was
+// sent: no byte of an answer came, and the kernel still waits for the acknowledgement of the whole request. A backend that has read it has
+// acknowledged it by the time it closes; where it resets the connection within the time of a delayed acknowledgement (40 ms), after reading the
+// request, it can't be told from one that has not. A server that says 408 to an idle connection before it closes it is the same case: were
+// its answer to the request, it would have acknowledged that with it.
+func (c *conn) untaken(answer *http.Response, err error) bool {
+	if c.socket.written == 0 && !c.answered {
+		return true
+	}
+	closed := err != nil && !c.answered && !errors.Is(err, os.ErrDeadlineExceeded)
+	if !c.reused || !closed && (answer == nil || answer.StatusCode != http.StatusRequestTimeout) {
+		return false
+	}
+	waiting, ok := unacknowledged(c.socket.Conn)
+	return ok && int64(waiting) >= c.socket.written
+}
+
+// garbled reports whether an exchange failed because what came breaks the rules of HTTP, rather than that it broke off or took too long.
+func (c *conn) garbled() bool { return c.failure == nil }
+
+// reusable reports whether the connection can carry another request behind this answer, and until when it should.
+func (c *conn) reusable(answer *http.Response, now time.Time) bool {
+	if answer.Close || c.failure != nil || c.reader.Buffered() > 0 { // nobody asked for what is behind an answer
+		return false
+	}
+	keep, requests := keepAlive(answer.Header)
+	if _, ok := unacknowledged(c.socket.Conn); !ok {
+		keep = min(keep, idleUncertain)
+	}
+	c.reused, c.since, c.until = true, now, now.Add(keep)
+	return keep > 0 && requests > 0
+}
+
+// keepAlive reads how long an idle connection is kept and how many requests it may still carry, as far as the backend says so
+// (RFC 2068, 19.7.1.1).
+func keepAlive(header http.Header) (keep time.Duration, requests int) {
+	keep, requests = idleLast, 1
+	for _, line := range header["Keep-Alive"] {
+		for parameter := range strings.SplitSeq(line, ",") {
+			name, value, _ := strings.Cut(strings.TrimSpace(parameter), "=")
+			n, err := strconv.ParseUint(strings.Trim(value, `"`), 10, 31)
+			switch {
+			case err != nil:
+			case strings.EqualFold(name, "timeout"):
+				// The backend's clock began a moment before ours, and a request takes a moment to arrive.
+				limit := time.Duration(n) * time.Second
+				keep = min(keep, limit-min(limit/2, idleMargin))
+			case strings.EqualFold(name, "max"):
+				requests = int(n)
+			}
+		}
+	}
+	return keep, requests
+}

@@ -1,0 +1,139 @@
+package upstream
+
+import (
+	"context"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// How long idle connections are kept. A prefork worker that waits for the next request of one serves nobody else meanwhile, so surplus
+// ones go soon.
+const (
+	idleSurplus   = 2 * time.Second        // from then on at most idleKept are left
+	idleLast      = 5 * time.Second        // and from then on none
+	idleKept      = 2                      // connections
+	idleMargin    = 500 * time.Millisecond // less than the backend says it keeps one
+	idleUncertain = 500 * time.Millisecond // where the close at the moment of reuse can't be told from a lost request: less than any server's own limit
+)
+
+// pool holds the idle connections to the backend.
+type pool struct {
+	dial func(context.Context) (*conn, error)
+
+	mu     sync.Mutex // guards the following
+	idle   []*conn    // the latest used last
+	timer  *time.Timer
+	due    time.Time // of the timer; zero when it is not set
+	closed bool
+}
+
+// take returns the idle connection that was used last and still stands, or else a fresh one.
+func (p *pool) take(ctx context.Context) (*conn, error) {
+	for now := time.Now(); ; {
+		p.mu.Lock()
+		last := len(p.idle) - 1
+		if last < 0 {
+			p.mu.Unlock()
+			return p.dial(ctx)
+		}
+		c := p.idle[last]
+		p.idle[last] = nil
+		p.idle = p.idle[:last]
+		p.mu.Unlock()
+		if now.Before(c.until) && silent(c.socket.Conn) {
+			return c, nil
+		}
+		c.Close()
+	}
+}
+
+// put keeps a connection for the next request.
+func (p *pool) put(c *conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		c.Close()
+		return
+	}
+	p.idle = append(p.idle, c)
+	p.schedule(earliest(c.until, c.since.Add(idleSurplus)))
+}
+
+// schedule sees to it that trim comes at that time, or before. The lock is held.
+func (p *pool) schedule(at time.Time) {
+	if !p.due.IsZero() && !at.Before(p.due) {
+		return
+	}
+	p.due = at
+	if wait := time.Until(at); p.timer == nil {
+		p.timer = time.AfterFunc(wait, p.trim)
+	} else {
+		p.timer.Reset(wait)
+	}
+}
+
+// trim closes the connections that have been idle for too long.
+func (p *pool) trim() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.due = time.Time{}
+	now := time.Now()
+	kept := p.idle[:0]
+	for i, c := range p.idle {
+		limit := c.until
+		if i < len(p.idle)-idleKept {
+			limit = earliest(limit, c.since.Add(idleSurplus))
+		}
+		if !now.Before(limit) {
+			c.Close()
+			continue
+		}
+		kept = append(kept, c)
+		p.schedule(limit)
+	}
+	clear(p.idle[len(kept):])
+	p.idle = kept
+}
+
+// close closes the idle connections, and those that are put back later.
+func (p *pool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+	for _, c := range p.idle {
+		c.Close()
+	}
+	p.idle = nil
+}
+
+func earliest(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// silent reports whether an idle socket is as it was left: not closed by the backend, and with nothing in it that nobody asked for, which
+// would else be taken for the answer to the next request. Of what is no socket nothing is known.
+func silent(socket net.Conn) bool {
+	holder, ok := socket.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := holder.SyscallConn()
+	if err != nil {
+		return false
+	}
+	quiet := false
+	err = raw.Control(func(fd uintptr) {
+		var one [1]byte
+		_, _, failure := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		quiet = failure == syscall.EAGAIN
+	})
+	return quiet && err == nil
+}

@@ -1,0 +1,92 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// The pause before an event is tried again: doubled from the one to the other, unless the backend asks for more.
+const (
+	firstRetry = 200 * time.Millisecond
+	lastRetry  = 5 * time.Second
+)
+
+// Retry says which events are sent again.
+type Retry string
+
+// The values of WSBRIDGE_BACKEND_RETRY.
+const (
+	RetrySafe   Retry = "safe"   // those that were certainly not taken
+	RetryAlways Retry = "always" // those that may have been taken as well
+	RetryNever  Retry = "never"  // none
+)
+
+// Post sends the event when it has its turn, again and again where the configuration says so, and returns what became of it in the end. ctx
+// bounds it all, Config.Timeout each attempt, Config.RetryFor the time from the first failure to the last attempt. A disconnect event is
+// tried once: how it goes on is for the caller to say.
+//
+// The outcome is Later for a message that was given up after its time, even where its last attempt may have been taken: that is only
+// with RetryAlways.
+func (c *Client) Post(ctx context.Context, e *Event) *Reply {
+	var until time.Time // it is held up to then; zero while it is not held
+	for tries := 0; ; tries++ {
+		turn, none := c.guard.enter(ctx, e, until)
+		if none != nil {
+			return none
+		}
+		r := c.attempt(ctx, e)
+		if ctx.Err() != nil && r.TimedOut {
+			c.guard.leave(turn, nil)
+			return r
+		}
+		c.guard.leave(turn, r)
+		if e.Type == Disconnect || !c.config.Retry.again(r) {
+			return r
+		}
+		now := time.Now()
+		if until.IsZero() {
+			until = now.Add(c.config.RetryFor)
+		}
+		wait := max(min(backoff(tries, firstRetry, lastRetry), until.Sub(now)), r.After)
+		if wait <= 0 || now.Add(wait).After(until) {
+			if r.Outcome == Uncertain && e.Type == Message {
+				r.Outcome, r.Err = Later, fmt.Errorf("given up: %w", r.Err)
+			}
+			return r
+		}
+		if end, bounded := ctx.Deadline(); bounded && now.Add(wait).After(end) {
+			return r
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return r
+		}
+		e.Attempt++
+	}
+}
+
+// again reports whether an event that ended so is sent again.
+func (p Retry) again(r *Reply) bool {
+	switch r.Outcome {
+	case Later, Unreachable:
+		return p != RetryNever
+	case Uncertain:
+		return p == RetryAlways
+	}
+	return false
+}
+
+// backoff returns how long to wait behind so many tries: between the half and the whole of a time that doubles with each, so that those who
+// failed together don't come back together.
+func backoff(tries int, first, last time.Duration) time.Duration {
+	wait := last
+	if tries < 16 {
+		wait = min(first<<tries, last)
+	}
+	return wait/2 + rand.N(wait/2)
+}
