@@ -40,9 +40,9 @@ type Bridge struct {
 	stop     context.CancelCauseFunc
 	conns    sync.WaitGroup // connections, until nothing is left of them
 	goodbyes goodbyes
+	journal  journal
 
 	refusals  rate.Sometimes // of the backend, that are logged
-	outages   rate.Sometimes // of the backend
 	strangers rate.Sometimes // refused for their origin
 
 	serving  atomic.Bool
@@ -53,13 +53,17 @@ type Bridge struct {
 
 var errDrained = errors.New("the time to drain is over")
 
-// New returns a bridge to the backend. It serves clients and pushes once its handlers are given listeners.
-func New(config Config, rates ratelimit.Config, client *upstream.Client, log *slog.Logger, registry prometheus.Registerer) *Bridge {
+// New returns a bridge to the backend. It serves clients and pushes once its handlers are given listeners. The disconnect events that an
+// earlier run has kept in Config.StateDir are posted from now on; an error says that this directory can't be used.
+func New(config Config, rates ratelimit.Config, client *upstream.Client, log *slog.Logger, registry prometheus.Registerer) (*Bridge, error) {
+	kept, err := openJournal(config.StateDir)
+	if err != nil {
+		return nil, err
+	}
 	b := &Bridge{
-		config: config, rates: rates, handshakes: ratelimit.NewHandshakes(rates), upstream: client, log: log,
+		config: config, rates: rates, handshakes: ratelimit.NewHandshakes(rates), upstream: client, log: log, journal: kept,
 		scratch:   sync.Pool{New: func() any { return new([]byte) }},
 		refusals:  rate.Sometimes{First: 3, Interval: time.Minute},
-		outages:   rate.Sometimes{Interval: 10 * time.Second},
 		strangers: rate.Sometimes{First: 3, Interval: time.Minute},
 		upgrader: websocket.Upgrader{
 			HandshakeTimeout: config.WriteTimeout,
@@ -70,7 +74,20 @@ func New(config Config, rates ratelimit.Config, client *upstream.Client, log *sl
 	b.registry.open, b.registry.parting, b.registry.addresses = map[string]*conn{}, map[*conn]struct{}{}, map[netip.Prefix]int{}
 	b.ctx, b.stop = context.WithCancelCause(context.Background())
 	b.metrics = newMetrics(registry, b)
-	return b
+	client.Watch(b.backend)
+	if err := kept.read(b.post); err != nil {
+		log.Error("disconnect events of an earlier run can't be read: the file is set aside", "error", err)
+	}
+	return b, nil
+}
+
+// backend says in the log that the backend has gone down, or that it is back.
+func (b *Bridge) backend(down bool, why error) {
+	if down {
+		b.log.Warn("the backend is down: messages wait, one probe at a time", "url", b.upstream.URL(), "error", why)
+	} else {
+		b.log.Info("the backend is back", "url", b.upstream.URL())
+	}
 }
 
 // Serving says that the listeners are open: /readyz turns to 200.
@@ -83,8 +100,8 @@ func (b *Bridge) Upgraded() int { return int(b.upgraded.Load()) }
 const drainStep = 100 * time.Millisecond
 
 // Drain ends every connection within the given time: new ones are refused, answers under way are delivered, the closes (1001) are spread
-// over the first two thirds, and disconnect events are posted. What is not done by then is cut. It returns how many disconnect
-// events were lost.
+// over the first two thirds, and disconnect events are posted. What is not done by then is cut, and disconnect events that are left are kept in
+// Config.StateDir. It returns how many of them were lost since the start.
 func (b *Bridge) Drain(limit time.Duration) (lost int) {
 	b.mu.Lock()
 	b.draining = true
@@ -127,7 +144,7 @@ func (b *Bridge) Drain(limit time.Duration) (lost int) {
 			<-done // nothing is left that could wait
 		}
 	}
-	return b.goodbyes.drain()
+	return b.lastGoodbyes()
 }
 
 // accepting counts a connection in, unless the drain has begun.
@@ -188,8 +205,6 @@ func (b *Bridge) complain(kind upstream.Type, r *upstream.Reply) {
 		if kind == upstream.Message { // on connect it may send the client to a login
 			warn("the backend's answer is of no use")
 		}
-	case upstream.Unreachable, upstream.Uncertain, upstream.Later:
-		b.outages.Do(func() { warn("the backend does not answer") })
 	case upstream.Refused, upstream.Forbidden:
 		if len(r.Messages) == 0 {
 			b.refusals.Do(func() { warn("the backend refuses") })

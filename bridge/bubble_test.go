@@ -46,6 +46,7 @@ type world struct {
 	rates   ratelimit.Config
 	backend upstream.Config
 	answer  http.HandlerFunc // the backend; nil: it echoes
+	log     *slog.Logger
 }
 
 func inBubble(t *testing.T, prepare func(*world), test func(b *bubble)) {
@@ -56,13 +57,14 @@ func inBubble(t *testing.T, prepare func(*world), test func(b *bubble)) {
 				Paths: []Path{"/*"}, TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, MaxConnections: 1000,
 				HandshakeTimeout: 10 * time.Second, MaxMessage: 64 << 10, Compression: "off", PingInterval: 25 * time.Second, PongTimeout: 20 * time.Second,
 				SendBuffer: 256 << 10, SlowClient: SlowClose, WriteTimeout: 10 * time.Second, PushMaxBody: 1 << 20,
+				GoodbyeFor: time.Hour, GoodbyeMax: 100_000, GoodbyeBytes: 64 << 20,
 			},
 			rates: ratelimit.Config{Policy: ratelimit.Wait},
 			backend: upstream.Config{
 				TextType: "text/plain; charset=utf-8", ForwardHeaders: []string{"Cookie", "Authorization"}, Events: upstream.Types{"connect", "message", "disconnect"},
-				Timeout: 30 * time.Second, MaxConcurrent: 16, MaxAnswer: 1 << 20,
+				Timeout: 30 * time.Second, Retry: upstream.RetrySafe, RetryFor: 2 * time.Minute, MaxConcurrent: 16, MaxAnswer: 1 << 20,
 			},
-			answer: echo,
+			answer: echo, log: slog.New(slog.DiscardHandler),
 		}
 		if err := w.backend.URL.UnmarshalText([]byte("http://backend/events")); err != nil {
 			t.Fatal(err)
@@ -72,12 +74,13 @@ func inBubble(t *testing.T, prepare func(*world), test func(b *bubble)) {
 		}
 		b := &bubble{t: t, clients: newMemoryListener()}
 		backends := newMemoryListener()
-		transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return backends.dial(1 << 20) }}
-		client, err := upstream.New(w.backend, "test", nil, transport)
+		client, err := upstream.New(w.backend, "test", nil, func(context.Context) (net.Conn, error) { return backends.dial(1 << 20) })
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.Bridge = New(w.config, w.rates, client, slog.New(slog.DiscardHandler), nil)
+		if b.Bridge, err = New(w.config, w.rates, client, w.log, nil); err != nil {
+			t.Fatal(err)
+		}
 		b.push = b.Bridge.Push(http.NotFoundHandler())
 		b.Serving()
 		backend := &http.Server{Handler: b.record(w.answer)}
@@ -89,7 +92,7 @@ func inBubble(t *testing.T, prepare func(*world), test func(b *bubble)) {
 		test(b)
 		b.Drain(time.Minute)
 		server.Close()
-		transport.CloseIdleConnections()
+		client.Close()
 		backend.Shutdown(context.Background()) // waits for handlers that still sleep
 		servers.Wait()
 	})

@@ -23,6 +23,10 @@ type Config struct {
 	SendBuffer               int64          `env:"SEND_BUFFER" envDefault:"256KiB" min:"1" usage:"bytes that may wait for a slow client"`
 	SlowClient               SlowPolicy     `env:"SLOW_CLIENT" envDefault:"close" oneof:"close,drop-oldest" usage:"what a client over SEND_BUFFER gets: close (1008) or drop-oldest"`
 	WriteTimeout             time.Duration  `env:"WRITE_TIMEOUT" envDefault:"10s" min:"1ms" usage:"how long a write to a client may make no progress"`
+	GoodbyeFor               time.Duration  `env:"BACKEND_GOODBYE_FOR" envDefault:"1h" min:"1ms" usage:"how long a disconnect event is posted again until the backend takes it"`
+	GoodbyeMax               int            `env:"BACKEND_GOODBYE_MAX" envDefault:"100000" min:"1" usage:"disconnect events that may wait for the backend; what comes on top is lost, logged and counted"`
+	GoodbyeBytes             int64          `env:"BACKEND_GOODBYE_BYTES" envDefault:"64MiB" min:"1" usage:"memory that they may take"`
+	StateDir                 string         `env:"STATE_DIR" usage:"directory for disconnect events that are left when a drain ends: they are posted at the next start (default: $STATE_DIRECTORY, which systemd sets; without one they are lost)"`
 	PushToken                string         `env:"PUSH_TOKEN" secret:"true" usage:"token that push requests carry; required unless PUSH_LISTEN is loopback or a unix socket"`
 	PushMaxBody              int64          `env:"PUSH_MAX_BODY" envDefault:"1MiB" min:"1" usage:"largest body of a push"`
 }

@@ -1,8 +1,10 @@
 package bridge
 
 import (
+	"container/heap"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -10,19 +12,52 @@ import (
 )
 
 const (
-	// maxGoodbyes bounds the disconnect events that wait for the backend; what comes on top is lost, logged and counted.
-	maxGoodbyes = 100_000
-	// goodbyePosts is how many of them are posted at once: goodbyes must not crowd messages out of their turns.
+	// goodbyePosts is how many disconnect events are posted at once: they must not crowd messages out of their turns.
 	goodbyePosts = 4
+	// The pause before one is posted again: doubled from the first to the last, unless the backend asks for more.
+	firstGoodbyeRetry = time.Second
+	lastGoodbyeRetry  = time.Minute
 )
 
 // goodbyes are the disconnect events that the backend has not taken yet.
 type goodbyes struct {
 	mu      sync.Mutex // guards the following
-	waiting []*upstream.Event
+	waiting farewells  // by the time of their next attempt
+	bytes   int64      // of all, those under way included
 	posting int
-	lost    int
-	idle    chan struct{} // closed when a drain waits and nothing is left
+	timer   *time.Timer   // wakes a poster for what is due later
+	stopped bool          // by the end of the drain: nothing is posted any more
+	lost    int           // since the start
+	idle    chan struct{} // closed when a drain waits and nothing is left, or nothing is posted any more
+}
+
+// farewell is one disconnect event on its way.
+type farewell struct {
+	event *upstream.Event
+	bytes int64
+	tries int
+	due   time.Time // of the next attempt
+	until time.Time // it is given up
+	file  *journalFile
+}
+
+// farewells is a heap.
+type farewells []*farewell
+
+func (f farewells) Len() int           { return len(f) }
+func (f farewells) Less(i, j int) bool { return f[i].due.Before(f[j].due) }
+func (f farewells) Swap(i, j int)      { f[i], f[j] = f[j], f[i] }
+
+// Push is for the heap's own use.
+func (f *farewells) Push(x any) { *f = append(*f, x.(*farewell)) }
+
+// Pop is for the heap's own use.
+func (f *farewells) Pop() any {
+	last := len(*f) - 1
+	x := (*f)[last]
+	(*f)[last] = nil
+	*f = (*f)[:last]
+	return x
 }
 
 // goodbye ends the connection's story: one log line, one disconnect event.
@@ -51,53 +86,99 @@ func (b *Bridge) goodbye(c *conn) {
 	}
 	b.log.LogAttrs(b.ctx, slog.LevelInfo, "connection ended", line...)
 	if b.upstream.Wants(upstream.Disconnect) {
-		b.post(event)
+		b.post(event, nil)
 	}
 }
 
-// post hands a disconnect event to those that post them.
-func (b *Bridge) post(event *upstream.Event) {
+// post hands a disconnect event to those that post them. It may come from a file of the journal.
+func (b *Bridge) post(event *upstream.Event, file *journalFile) {
+	now := time.Now()
+	f := &farewell{event: event, bytes: weight(event), due: now, until: now.Add(b.config.GoodbyeFor), file: file}
 	g := &b.goodbyes
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.waiting) >= maxGoodbyes {
-		g.lost++
-		b.loseGoodbye(event, slog.Int("waiting", len(g.waiting)))
+	if count := len(g.waiting) + g.posting; count >= b.config.GoodbyeMax || count > 0 && g.bytes+f.bytes > b.config.GoodbyeBytes {
+		b.lose(f, slog.String("error", "too many disconnect events wait (WSBRIDGE_BACKEND_GOODBYE_MAX, WSBRIDGE_BACKEND_GOODBYE_BYTES)"), slog.Int("waiting", count))
 		return
 	}
-	g.waiting = append(g.waiting, event)
-	if g.posting < goodbyePosts {
+	g.bytes += f.bytes
+	heap.Push(&g.waiting, f)
+	b.startPoster()
+}
+
+// startPoster starts one that posts what is due, unless there are enough. The lock of the goodbyes is held.
+func (b *Bridge) startPoster() {
+	if g := &b.goodbyes; g.posting < goodbyePosts && !g.stopped {
 		g.posting++
-		go b.postGoodbyes() // ends with the queue; Drain waits for it
+		go b.postGoodbyes() // ends when nothing is due; Drain waits for it
 	}
 }
 
+// postGoodbyes posts what is due.
 func (b *Bridge) postGoodbyes() {
 	g := &b.goodbyes
 	for {
 		g.mu.Lock()
-		if len(g.waiting) == 0 {
-			if g.posting--; g.posting == 0 {
-				g.waiting = nil
-				if g.idle != nil {
-					close(g.idle)
-					g.idle = nil
-				}
+		now := time.Now()
+		if g.stopped || len(g.waiting) == 0 || g.waiting[0].due.After(now) {
+			g.posting--
+			if !g.stopped && len(g.waiting) > 0 {
+				b.wakeAt(g.waiting[0].due, now)
 			}
+			g.rest()
 			g.mu.Unlock()
 			return
 		}
-		event := g.waiting[0]
-		g.waiting[0] = nil
-		g.waiting = g.waiting[1:]
+		f := heap.Pop(&g.waiting).(*farewell)
 		g.mu.Unlock()
-		if reply := b.upstream.Post(b.ctx, event); !taken(reply) {
-			g.mu.Lock()
-			g.lost++
-			g.mu.Unlock()
-			b.loseGoodbye(event, slog.String("outcome", reply.Outcome.String()), slog.Any("error", reply.Err))
+
+		reply := b.upstream.Post(b.ctx, f.event)
+
+		g.mu.Lock()
+		switch now := time.Now(); {
+		case taken(reply):
+			g.bytes -= f.bytes
+			b.done(f)
+		case b.ctx.Err() != nil: // the drain is over, and sees to what is left
+			f.event.Attempt++
+			heap.Push(&g.waiting, f)
+			g.stopped = true
+		default:
+			f.event.Attempt++
+			f.due = now.Add(max(goodbyePause(f.tries), reply.After))
+			f.tries++
+			if f.due.After(f.until) {
+				g.bytes -= f.bytes
+				b.lose(f, slog.String("outcome", reply.Outcome.String()), slog.Any("error", reply.Err))
+			} else {
+				heap.Push(&g.waiting, f)
+			}
 		}
+		g.mu.Unlock()
 	}
+}
+
+// wakeAt starts a poster at that time. The lock of the goodbyes is held.
+func (b *Bridge) wakeAt(at, now time.Time) {
+	g := &b.goodbyes
+	if g.timer == nil {
+		g.timer = time.AfterFunc(at.Sub(now), func() {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			b.startPoster()
+		})
+		return
+	}
+	g.timer.Reset(at.Sub(now))
+}
+
+// goodbyePause is how long to wait behind so many tries: at least half of a time that doubles.
+func goodbyePause(tries int) time.Duration {
+	wait := lastGoodbyeRetry
+	if tries < 6 {
+		wait = min(firstGoodbyeRetry<<tries, lastGoodbyeRetry)
+	}
+	return wait/2 + rand.N(wait/2)
 }
 
 // taken reports whether the backend has had its disconnect event: a refusal counts, for it would be the same the next time.
@@ -108,21 +189,94 @@ func taken(r *upstream.Reply) bool {
 	return r.Status >= 200 && r.Status < 300
 }
 
-func (b *Bridge) loseGoodbye(event *upstream.Event, why ...slog.Attr) {
-	b.metrics.dropped.WithLabelValues("goodbye").Inc()
-	b.log.LogAttrs(b.ctx, slog.LevelError, "disconnect event lost", append(why, slog.String("id", event.ConnectionID), slog.String("event", event.ID))...)
+// weight is what a disconnect event counts against the limit, in bytes: about what it takes in memory.
+func weight(e *upstream.Event) int64 {
+	h := e.Handshake
+	n := 600 + len(e.ID) + len(e.ConnectionID) + len(e.UserID) + len(e.State) + len(e.Subprotocol) + len(e.Goodbye.Reason) +
+		len(h.Path) + len(h.Query) + len(h.RequestHost) + len(h.Cookie) + len(h.ForwardedFor) + len(h.Host) + len(h.Address)
+	for _, field := range h.Header {
+		n += 32 + len(field.Name) + len(field.Value)
+	}
+	return int64(n)
 }
 
-// drain waits until no disconnect event is left, and returns how many were lost since the start.
-func (g *goodbyes) drain() int {
-	g.mu.Lock()
-	if g.posting > 0 {
-		idle := make(chan struct{})
-		g.idle = idle
-		g.mu.Unlock()
-		<-idle // at the latest when the end of the drain ends the POSTs
-		g.mu.Lock()
+// lose gives a disconnect event up. The lock of the goodbyes is held.
+func (b *Bridge) lose(f *farewell, why ...slog.Attr) {
+	b.goodbyes.lost++
+	b.metrics.dropped.WithLabelValues("goodbye").Inc()
+	b.log.LogAttrs(b.ctx, slog.LevelError, "disconnect event lost", append(why, slog.String("id", f.event.ConnectionID), slog.String("event", f.event.ID))...)
+	b.done(f)
+}
+
+// done forgets a disconnect event on disk, too.
+func (b *Bridge) done(f *farewell) {
+	if err := f.file.done(); err != nil {
+		b.log.Error("the journal of disconnect events can't be cleared: they will be posted again at the next start", "error", err)
 	}
+}
+
+// rest says that nothing is on its way where a drain waits for that. The lock is held.
+func (g *goodbyes) rest() {
+	if g.idle != nil && g.posting == 0 && (g.stopped || len(g.waiting) == 0) {
+		close(g.idle)
+		g.idle = nil
+	}
+}
+
+// settled returns a channel that is closed once nothing is left, or nothing is posted any more.
+func (g *goodbyes) settled() <-chan struct{} {
+	g.mu.Lock()
 	defer g.mu.Unlock()
+	idle := make(chan struct{})
+	g.idle = idle
+	g.rest()
+	return idle
+}
+
+// lastGoodbyes waits until no disconnect event is left or the drain is over; what is left then goes to the journal. It returns how many
+// were lost since the start.
+func (b *Bridge) lastGoodbyes() int {
+	g := &b.goodbyes
+	idle := g.settled()
+	select {
+	case <-idle:
+	case <-b.ctx.Done(): // which ends the POSTs
+		g.mu.Lock()
+		g.stopped = true
+		g.rest()
+		g.mu.Unlock()
+		<-idle
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stopped = true
+	if g.timer != nil {
+		g.timer.Stop()
+	}
+	b.keep(g.waiting)
+	g.waiting, g.bytes = nil, 0
 	return g.lost
+}
+
+// keep writes disconnect events to the journal. The lock of the goodbyes is held.
+func (b *Bridge) keep(left farewells) {
+	if len(left) == 0 {
+		return
+	}
+	events := make([]*upstream.Event, len(left))
+	for i, f := range left {
+		events[i] = f.event
+	}
+	if err := b.journal.write(events); err != nil {
+		for _, f := range left {
+			if f.file == nil { // the others are still on disk
+				b.lose(f, slog.Any("error", err))
+			}
+		}
+		return
+	}
+	for _, f := range left {
+		b.done(f)
+	}
+	b.log.Warn("disconnect events that the backend has not taken are kept for the next start", "events", len(left), "directory", b.config.StateDir)
 }

@@ -80,11 +80,13 @@ func start(t testing.TB, change func(*options)) *rig {
 			Paths: []bridge.Path{"/ws", "/ws/*"}, TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, MaxConnections: 10_000,
 			HandshakeTimeout: 10 * time.Second, MaxMessage: 64 << 10, Compression: "off", PingInterval: time.Hour, PongTimeout: time.Hour,
 			SendBuffer: 256 << 10, SlowClient: bridge.SlowClose, WriteTimeout: 10 * time.Second, PushMaxBody: 1 << 20,
+			GoodbyeFor: time.Hour, GoodbyeMax: 100_000, GoodbyeBytes: 64 << 20,
 		},
 		rates: ratelimit.Config{Policy: ratelimit.Wait},
 		backend: upstream.Config{
 			TextType: "text/plain; charset=utf-8", ForwardHeaders: []string{"Cookie", "Authorization", "Origin", "User-Agent", "Accept-Language"},
-			Events: upstream.Types{upstream.Connect, upstream.Message, upstream.Disconnect}, Timeout: 30 * time.Second, MaxConcurrent: 16, MaxAnswer: 1 << 20,
+			Events: upstream.Types{upstream.Connect, upstream.Message, upstream.Disconnect}, Timeout: 30 * time.Second,
+			Retry: upstream.RetrySafe, RetryFor: 2 * time.Minute, MaxConcurrent: 16, MaxAnswer: 1 << 20,
 		},
 		answer: echo,
 	}
@@ -100,16 +102,19 @@ func start(t testing.TB, change func(*options)) *rig {
 	clients, pushes := listen(t), listen(t)
 	r.address, r.push = clients.Addr().String(), "http://"+pushes.Addr().String()
 	var b *bridge.Bridge
+	var client *upstream.Client
 	var clientServer, pushServer *http.Server
 	var servers sync.WaitGroup
 	// Goroutines inherit the label of the one that starts them: so those of this rig are told from those of tests that run beside it.
 	label := strconv.FormatInt(rigs.Add(1), 10)
 	pprof.Do(context.Background(), pprof.Labels("rig", label), func(context.Context) {
-		client, err := upstream.New(o.backend, "test", nil, nil)
-		if err != nil {
+		var err error
+		if client, err = upstream.New(o.backend, "test", nil, nil); err != nil {
 			t.Fatal(err)
 		}
-		b = bridge.New(o.bridge, o.rates, client, slog.New(slog.DiscardHandler), nil)
+		if b, err = bridge.New(o.bridge, o.rates, client, slog.New(slog.DiscardHandler), nil); err != nil {
+			t.Fatal(err)
+		}
 		quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 		clientServer = &http.Server{Handler: b, ReadHeaderTimeout: o.bridge.HandshakeTimeout, MaxHeaderBytes: 16 << 10, ErrorLog: quiet}
 		clientServer.SetKeepAlivesEnabled(false)
@@ -122,6 +127,7 @@ func start(t testing.TB, change func(*options)) *rig {
 		if lost := b.Drain(patience); lost != 0 {
 			t.Errorf("%d disconnect events lost", lost)
 		}
+		client.Close()
 		clientServer.Close()
 		pushServer.Close()
 		backend.Close()

@@ -50,16 +50,21 @@ func TestNothingIsLeftOfTenThousandConnections(t *testing.T) {
 		}
 	}))
 	defer backend.Close()
-	config := upstream.Config{TextType: "text/plain", Events: upstream.Types{"connect", "message", "disconnect"}, Timeout: time.Minute, MaxConcurrent: 16, MaxAnswer: 1 << 20}
+	config := upstream.Config{TextType: "text/plain", Events: upstream.Types{"connect", "message", "disconnect"}, Timeout: time.Minute, Retry: upstream.RetrySafe, RetryFor: time.Minute, MaxConcurrent: 16, MaxAnswer: 1 << 20}
 	config.URL.UnmarshalText([]byte(backend.URL))
 	client, err := upstream.New(config, "test", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := New(Config{
+	defer client.Close()
+	b, err := New(Config{
 		Paths: []Path{"/*"}, MaxConnections: 1000, HandshakeTimeout: time.Minute, MaxMessage: 1000, Compression: "off", PingInterval: time.Minute,
 		PongTimeout: time.Minute, SendBuffer: 10000, SlowClient: SlowClose, WriteTimeout: time.Minute, PushMaxBody: 1000,
+		GoodbyeFor: time.Hour, GoodbyeMax: 100_000, GoodbyeBytes: 64 << 20,
 	}, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +122,7 @@ func TestNothingIsLeftOfTenThousandConnections(t *testing.T) {
 		}
 		clients.Wait()
 		b.conns.Wait()
-		b.goodbyes.drain()
+		<-b.goodbyes.settled()
 		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 	}
 	held := func() (goroutines, descriptors int, heap uint64) {

@@ -82,5 +82,5 @@ func (b *Bridge) queued() (bytes int64) {
 func (g *goodbyes) count() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.waiting)
+	return len(g.waiting) + g.posting
 }

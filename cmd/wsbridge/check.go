@@ -41,6 +41,13 @@ func check(ctx context.Context, environ []string, stdout io.Writer) int {
 	} else {
 		r.warn("events are not signed (WSBRIDGE_BACKEND_SECRET): whoever else reaches WSBRIDGE_BACKEND_URL can claim to be any user")
 	}
+	if dir := s.Bridge.StateDir; dir == "" {
+		r.warn("disconnect events that the backend has not taken when the program stops are lost (WSBRIDGE_STATE_DIR)")
+	} else if err := bridge.CheckStateDir(dir); err != nil {
+		r.fail("WSBRIDGE_STATE_DIR=%s cannot be used: %v", dir, err)
+	} else {
+		r.ok("WSBRIDGE_STATE_DIR=%s keeps disconnect events over a stop", dir)
+	}
 	if s.Process.TLSCert != "" {
 		r.certificate(s.Process.TLSCert, s.Process.TLSKey)
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -334,7 +335,30 @@ func TestCheckWarnsOfEventsThatAnybodyCouldForge(t *testing.T) {
 	if code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL); code != 0 || !strings.Contains(stdout, "warn events are not signed") {
 		t.Errorf("without a secret: code = %d, want 0 with a warning\n%s", code, stdout)
 	}
-	if code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_BACKEND_SECRET=whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"); code != 0 || strings.Contains(stdout, "warn") {
+	if code, stdout := checked(t.Context(), "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_BACKEND_SECRET=whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"); code != 0 || strings.Contains(stdout, "warn events") {
 		t.Errorf("with a secret: code = %d, want 0 without a warning\n%s", code, stdout)
+	}
+}
+
+func TestCheckTriesTheStateDirectory(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, 200)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		environ []string
+		code    int
+		want    string
+	}{
+		{nil, 0, "warn disconnect events"},
+		{[]string{"WSBRIDGE_STATE_DIR=" + filepath.Join(dir, "new")}, 0, "ok   WSBRIDGE_STATE_DIR="},
+		{[]string{"WSBRIDGE_STATE_DIR=" + file}, 1, "FAIL WSBRIDGE_STATE_DIR=" + file},
+	} {
+		if code, stdout := checked(t.Context(), append(row.environ, "WSBRIDGE_BACKEND_URL="+b.URL)...); code != row.code || !strings.Contains(stdout, row.want) {
+			t.Errorf("with %q: code = %d, want %d with %q\n%s", row.environ, code, row.code, row.want, stdout)
+		}
 	}
 }

@@ -61,7 +61,11 @@ func serve(ctx context.Context, s settings, log *slog.Logger, clients, pushes ne
 	if err != nil {
 		return fmt.Errorf("the backend's client: %w", err)
 	}
-	b := bridge.New(s.Bridge, s.Rate, client, log, registry)
+	defer client.Close()
+	b, err := bridge.New(s.Bridge, s.Rate, client, log, registry)
+	if err != nil {
+		return fmt.Errorf("WSBRIDGE_STATE_DIR: %w", err)
+	}
 	// Some more sockets than connections may be open: handshakes, and clients on their way out.
 	capped := &cappedListener{Listener: clients, max: int64(s.Bridge.MaxConnections) + int64(s.Bridge.MaxConnections)/32 + 16, connections: b.Upgraded}
 	var inner net.Listener = capped

@@ -227,6 +227,9 @@ func parse(environ []string) (settings, []fault) {
 		}
 	}
 	p.fillDefaults(&s)
+	if s.Bridge.StateDir == "" {
+		s.Bridge.StateDir = stateDirectory(environ)
+	}
 	p.checkBackend(&s.Backend)
 	p.checkProcess(&s)
 	return s, p.inOrder()
@@ -253,6 +256,17 @@ func variables(environ []string) map[string]string {
 		}
 	}
 	return values
+}
+
+// stateDirectory returns the first of the directories that systemd has made for the unit (systemd.exec(5), StateDirectory=), or nothing.
+func stateDirectory(environ []string) string {
+	for _, line := range environ {
+		if list, ok := strings.CutPrefix(line, "STATE_DIRECTORY="); ok {
+			first, _, _ := strings.Cut(list, ":")
+			return first
+		}
+	}
+	return ""
 }
 
 // refuse notes a fault. The first of a variable is enough: later ones would follow from it.

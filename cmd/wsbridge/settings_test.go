@@ -138,6 +138,12 @@ func otherValues(t *testing.T) map[string]string {
 		"WSBRIDGE_SEND_BUFFER":                 "4097",
 		"WSBRIDGE_SLOW_CLIENT":                 "drop-oldest",
 		"WSBRIDGE_WRITE_TIMEOUT":               "8s",
+		"WSBRIDGE_BACKEND_RETRY":               "always",
+		"WSBRIDGE_BACKEND_RETRY_FOR":           "90s",
+		"WSBRIDGE_BACKEND_GOODBYE_FOR":         "2h",
+		"WSBRIDGE_BACKEND_GOODBYE_MAX":         "99",
+		"WSBRIDGE_BACKEND_GOODBYE_BYTES":       "3MiB",
+		"WSBRIDGE_STATE_DIR":                   "/var/lib/elsewhere",
 		"WSBRIDGE_PUSH_TOKEN":                  "Tr0ub4dor",
 		"WSBRIDGE_PUSH_MAX_BODY":               "9KiB",
 		"WSBRIDGE_RATE_MESSAGES":               "0.5",
@@ -164,6 +170,23 @@ func lines(values map[string]string) []string {
 		environ = append(environ, name+"="+value)
 	}
 	return environ
+}
+
+func TestTheStateDirectoryIsTheUnitsUnlessItIsSet(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		environ []string
+		want    string
+	}{
+		{nil, ""},
+		{[]string{"STATE_DIRECTORY=/var/lib/wsbridge"}, "/var/lib/wsbridge"},
+		{[]string{"STATE_DIRECTORY=/var/lib/wsbridge:/var/lib/other"}, "/var/lib/wsbridge"},
+		{[]string{"STATE_DIRECTORY=/var/lib/wsbridge", "WSBRIDGE_STATE_DIR=/srv/state"}, "/srv/state"},
+	} {
+		if got := mustParse(t, withBackend(row.environ...)...).Bridge.StateDir; got != row.want {
+			t.Errorf("%q: directory = %q, want %q", row.environ, got, row.want)
+		}
+	}
 }
 
 func TestEverySettingIsReadFromItsVariable(t *testing.T) {
