@@ -239,7 +239,12 @@ func TestTheLinesForPHPFPMWork(t *testing.T) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	start(t, nil, fpm, "-F", "-y", filepath.Join(dir, "fpm.conf")).awaitLine(t, "ready to handle connections")
+	startFPM := func() *process {
+		p := start(t, nil, fpm, "-F", "-y", filepath.Join(dir, "fpm.conf"))
+		p.awaitLine(t, "ready to handle connections")
+		return p
+	}
+	application := startFPM()
 
 	port := freePort(t)
 	nginx := startNginx(t, "127.0.0.1:"+port, "127.0.0.1:9",
@@ -251,6 +256,14 @@ func TestTheLinesForPHPFPMWork(t *testing.T) {
 	c := connect(t, websocket.Dialer{}, "ws://"+nginx.public+"/ws", nil)
 	c.says(t, websocket.TextMessage, "hello")
 	c.hears(t, websocket.TextMessage, "HELLO")
+
+	// While PHP-FPM is away the message waits, since nginx says 503 and not 502.
+	application.signal(t, syscall.SIGTERM)
+	application.exits(t, 0)
+	c.says(t, websocket.TextMessage, "are you there?")
+	s.awaitMetric(t, `wsbridge_events_total{result="later",type="message"}`)
+	startFPM()
+	c.hears(t, websocket.TextMessage, "ARE YOU THERE?")
 
 	forged := http.Header{"Ce-Type": {"wsbridge.message"}}
 	hidden := http.Header{"Ce-Type": {"0", "wsbridge.message"}}

@@ -307,7 +307,7 @@ func TestTheLogHasALineForEachConnectionAndNoSecret(t *testing.T) {
 			})
 			// The first line, which says where it listens, is read as JSON: the other format is tried on fixed ports.
 			env := []string{"WSBRIDGE_BACKEND_URL=" + b.URL, "WSBRIDGE_LOG_LEVEL=debug", "WSBRIDGE_PUSH_TOKEN=planted-secret-5", "WSBRIDGE_LOG_FORMAT=" + format,
-				"WSBRIDGE_ALLOWED_ORIGINS=https://example.org", "WSBRIDGE_HANDSHAKE_TIMEOUT=2s"} // for the one that meets no backend
+				"WSBRIDGE_ALLOWED_ORIGINS=https://example.org", "WSBRIDGE_HANDSHAKE_TIMEOUT=2s", "WSBRIDGE_DRAIN_TIMEOUT=1s"} // for those that meet no backend
 			var s *sidecar
 			if format == "json" {
 				s = serve(t, env...)
