@@ -4,7 +4,10 @@ FUZZTIME ?= 2m
 # What the tests run the program with: a command or a path, and the Debian package that has it. Python is Debian's own, whichever comes
 # first in the PATH.
 TOOLS = gcc:build-essential curl:curl nginx:nginx-light php:php-cli /usr/sbin/php-fpm*:php-fpm /usr/bin/python3:python3 \
-	chromium:chromium /lib/systemd/systemd:systemd systemd-nspawn:systemd-container nsenter:util-linux ss:iproute2
+	chromium:chromium /lib/systemd/systemd:systemd systemd-nspawn:systemd-container nsenter:util-linux ss:iproute2 \
+	gunicorn:gunicorn /usr/lib/python3/dist-packages/django:python3-django /usr/lib/python3/dist-packages/flask:python3-flask \
+	node:nodejs npm:npm puma:puma /usr/share/rubygems-integration/*/specifications/rack-[0-9]*.gemspec:ruby-rack starman:starman \
+	/usr/share/tomcat10/bin/catalina.sh:tomcat10-common javac:default-jdk-headless
 
 .PHONY: help
 help: ## say what can be made
@@ -14,8 +17,16 @@ help: ## say what can be made
 test: tools ## vet, check the format and run all tests with the race detector
 	GOOS=darwin go vet ./...
 	@unformatted=$$(gofmt -l .) && test -z "$$unformatted" || { echo "gofmt is due: $$unformatted"; exit 1; }
-	go vet ./...
-	go test -race -timeout 5m ./...
+	go vet ./... && go vet -tags soak ./...
+	go test -race -timeout 10m ./...
+
+.PHONY: soak
+soak: tools ## run the tests that take half an hour: the servers with their own idle limits
+	go test -tags soak -timeout 60m -run Soak ./...
+
+.PHONY: bench
+bench: ## run the benchmarks: how the backend is asked again behind an outage
+	go test -run '^$$' -bench . -benchtime 1x ./...
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (2m)
@@ -47,3 +58,4 @@ tools: ## install what the tests need (as root; otherwise say what is missing)
 	echo "missing:$$commands"; \
 	test "$$(id -u)" = 0 || { echo "run: sudo apt-get install$$packages"; exit 1; }; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$packages
+	@cd e2e/testdata/standardwebhooks-js && { test node_modules/.package-lock.json -nt package-lock.json || npm ci --silent; }

@@ -210,8 +210,8 @@ func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time)
 		stop := context.AfterFunc(ctx, func() { line.SetDeadline(time.Unix(1, 0)) })
 		answer, body, err := line.exchange(request, c.config.MaxAnswer)
 		interrupted := !stop()
-		untaken := line.untaken(answer, err)
-		if err == nil && !untaken && !interrupted && line.reusable(answer, time.Now()) {
+		untaken := line.untaken(err)
+		if err == nil && !interrupted && line.reusable(answer, time.Now()) {
 			c.pool.put(line)
 		} else {
 			line.Close()

@@ -39,6 +39,7 @@ func (c *Client) appendRequest(dst []byte, e *Event, now time.Time) []byte {
 	dst = append(strconv.AppendInt(append(dst, "Content-Length: "...), int64(len(body)), 10), "\r\n"...)
 	dst = appendField(dst, "Content-Type", contentType)
 	dst = appendField(dst, "Accept-Encoding", "identity")
+	dst = append(dst, "Connection: keep-alive\r\n"...) // HTTP/1.1 needs no such word, but Tomcat and Apache then say how long they keep it
 	dst = appendField(dst, "Cookie", h.Cookie)
 	for _, field := range h.Header {
 		value := field.Value

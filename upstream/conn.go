@@ -160,14 +160,15 @@ func (c *conn) answer(limit int64) (answer *http.Response, body []byte, err erro
 // Nothing was sent: that is certain anywhere. The other case is a connection that was idle, and that the backend closed just as the request was
 // sent: no byte of an answer came, and the kernel still waits for the acknowledgement of the whole request. A backend that has read it has
 // acknowledged it by the time it closes; where it resets the connection within the time of a delayed acknowledgement (40 ms), after reading the
-// request, it can't be told from one that has not. A server that says 408 to an idle connection before it closes it is the same case: were
-// its answer to the request, it would have acknowledged that with it.
-func (c *conn) untaken(answer *http.Response, err error) bool {
-	if c.socket.written == 0 && !c.answered {
+// request, it can't be told from one that has not.
+func (c *conn) untaken(err error) bool {
+	if err == nil || c.answered {
+		return false
+	}
+	if c.socket.written == 0 {
 		return true
 	}
-	closed := err != nil && !c.answered && !errors.Is(err, os.ErrDeadlineExceeded)
-	if !c.reused || !closed && (answer == nil || answer.StatusCode != http.StatusRequestTimeout) {
+	if !c.reused || errors.Is(err, os.ErrDeadlineExceeded) {
 		return false
 	}
 	waiting, ok := unacknowledged(c.socket.Conn)
@@ -184,7 +185,7 @@ func (c *conn) reusable(answer *http.Response, now time.Time) bool {
 	}
 	keep, requests := keepAlive(answer.Header)
 	if _, ok := unacknowledged(c.socket.Conn); !ok {
-		keep = min(keep, idleUncertain)
+		keep = min(keep, idleUntold)
 	}
 	c.reused, c.since, c.until = true, now, now.Add(keep)
 	return keep > 0 && requests > 0
@@ -193,7 +194,7 @@ func (c *conn) reusable(answer *http.Response, now time.Time) bool {
 // keepAlive reads how long an idle connection is kept and how many requests it may still carry, as far as the backend says so
 // (RFC 2068, 19.7.1.1).
 func keepAlive(header http.Header) (keep time.Duration, requests int) {
-	keep, requests = idleLast, 1
+	keep, requests = idleUntold, 1
 	for _, line := range header["Keep-Alive"] {
 		for parameter := range strings.SplitSeq(line, ",") {
 			name, value, _ := strings.Cut(strings.TrimSpace(parameter), "=")
@@ -203,7 +204,7 @@ func keepAlive(header http.Header) (keep time.Duration, requests int) {
 			case strings.EqualFold(name, "timeout"):
 				// The backend's clock began a moment before ours, and a request takes a moment to arrive.
 				limit := time.Duration(n) * time.Second
-				keep = min(keep, limit-min(limit/2, idleMargin))
+				keep = min(idleLast, limit-min(limit/2, idleMargin))
 			case strings.EqualFold(name, "max"):
 				requests = int(n)
 			}

@@ -9,13 +9,15 @@ import (
 )
 
 // How long idle connections are kept. A prefork worker that waits for the next request of one serves nobody else meanwhile, so surplus
-// ones go soon.
+// ones go soon. And a server's close should not meet a POST at all: what was acknowledged tells the two from each other most of the time, but
+// Tomcat's half-close acknowledges what it never reads, and so does the kernel for a server that takes more than 40 ms to close. Where the backend does not say
+// how long it keeps a connection, that is less than any server's own limit.
 const (
-	idleSurplus   = 2 * time.Second        // from then on at most idleKept are left
-	idleLast      = 5 * time.Second        // and from then on none
-	idleKept      = 2                      // connections
-	idleMargin    = 500 * time.Millisecond // less than the backend says it keeps one
-	idleUncertain = 500 * time.Millisecond // where the close at the moment of reuse can't be told from a lost request: less than any server's own limit
+	idleUntold  = 500 * time.Millisecond
+	idleMargin  = 500 * time.Millisecond // less than the backend says
+	idleSurplus = 2 * time.Second        // from then on at most idleKept are left, whatever it says
+	idleLast    = 5 * time.Second        // and from then on none
+	idleKept    = 2                      // connections
 )
 
 // pool holds the idle connections to the backend.
