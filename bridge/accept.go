@@ -139,16 +139,16 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	// The client's leaving does not end the POST: its outcome would be unknown, and an accepted connection is owed a disconnect event.
 	ctx, cancel := context.WithTimeoutCause(b.ctx, b.config.HandshakeTimeout, fmt.Errorf("no answer within the handshake's %s", b.config.HandshakeTimeout))
 	defer cancel()
-	target, reply := b.route(c, b.upstream.Post(ctx, event))
+	to, options, reply := b.route(c, b.upstream.Post(ctx, event))
 	b.complain(upstream.Connect, reply)
 	if reply.Outcome != upstream.Accepted {
 		return nil, func(w http.ResponseWriter) { refusal(w, reply) }
 	}
+	c.learn(reply, time.Now())
 	c.mu.Lock()
-	c.record.learn(reply, time.Now())
 	c.record.Subprotocol = reply.Subprotocol
 	c.mu.Unlock()
-	b.deliver(target, reply.Messages, false)
+	b.deliver(to, options, reply.Messages)
 	if why := closeFor(reply); why != nil {
 		c.end(why)
 	}
@@ -233,6 +233,12 @@ func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header
 		return err
 	}
 	ws.SetCloseHandler(func(int, string) error { return nil })
+	ws.SetPongHandler(func(payload string) error { // of the pongs that the guard lets pass
+		if len(payload) == 8 {
+			c.ponged([8]byte([]byte(payload)))
+		}
+		return nil
+	})
 	ws.SetPingHandler(func(payload string) error {
 		c.mu.Lock()
 		c.out.pong([]byte(payload))
@@ -244,6 +250,7 @@ func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header
 	})
 	c.mu.Lock()
 	c.socket, c.ws, c.record.Window = sock, ws, window
+	sock.owner = c
 	c.mu.Unlock()
 	c.opened()
 	return nil

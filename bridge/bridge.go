@@ -6,11 +6,8 @@ package bridge
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,7 +28,7 @@ type Bridge struct {
 	upstream   *upstream.Client
 	log        *slog.Logger
 	metrics    *metrics
-	registry   registry
+	registry   *registry
 	upgrader   websocket.Upgrader
 	frames     frames
 	scratch    sync.Pool // of *[]byte, to read messages into
@@ -47,6 +44,8 @@ type Bridge struct {
 
 	serving  atomic.Bool
 	upgraded atomic.Int64
+	receipts atomic.Uint64 // of pushes, so far
+	repeats  repeats
 	mu       sync.Mutex // guards draining: no connection is accepted behind the drain's back
 	draining bool
 }
@@ -71,7 +70,7 @@ func New(config Config, rates ratelimit.Config, client *upstream.Client, log *sl
 			WriteBufferPool:  &sync.Pool{},                             // or each connection would keep a buffer that we never write through
 		},
 	}
-	b.registry.open, b.registry.parting, b.registry.addresses = map[string]*conn{}, map[*conn]struct{}{}, map[netip.Prefix]int{}
+	b.registry = newRegistry()
 	b.ctx, b.stop = context.WithCancelCause(context.Background())
 	b.metrics = newMetrics(registry, b)
 	client.Watch(b.backend)
@@ -114,7 +113,7 @@ func (b *Bridge) Drain(limit time.Duration) (lost int) {
 		b.conns.Wait()
 		close(done)
 	}()
-	conns := b.registry.after("")
+	conns := b.registry.after(target{kind: toAll}, "")
 	if len(conns) > 0 {
 		step := min(limit*2/3/time.Duration(len(conns)), drainStep)
 		start := time.Now()
@@ -134,7 +133,7 @@ func (b *Bridge) Drain(limit time.Duration) (lost int) {
 	case <-done:
 	case <-b.ctx.Done():
 		// A POST under way ends now, its connection says 1011 if it still can, and that is all there is time for.
-		for _, c := range b.registry.after("") {
+		for _, c := range b.registry.after(target{kind: toAll}, "") {
 			c.end(closeShutdown())
 		}
 		select {
@@ -162,34 +161,6 @@ func (b *Bridge) isDraining() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.draining
-}
-
-// send queues messages for a connection as one frame. With later set the caller starts the writer.
-func (b *Bridge) send(c *conn, messages []upstream.Payload, later bool) bool {
-	c.mu.Lock()
-	window := c.record.Window
-	c.mu.Unlock()
-	return c.enqueue(b.frames.build(messages, window), later)
-}
-
-// deliver sends an answer's messages, if it has any, to a connection, or counts them as dropped where it is gone (nil).
-func (b *Bridge) deliver(c *conn, messages []upstream.Payload, later bool) {
-	if len(messages) > 0 && (c == nil || !b.send(c, messages, later)) {
-		b.metrics.dropped.WithLabelValues("gone").Add(float64(len(messages)))
-	}
-}
-
-// route returns the connection that a reply's messages go to: the one it answers, or the one that Ws-To names, nil where that is gone. With a
-// Ws-To that is no send route the reply is an invalid one.
-func (b *Bridge) route(c *conn, r *upstream.Reply) (*conn, *upstream.Reply) {
-	if r.To == "" || len(r.Messages) == 0 {
-		return c, r
-	}
-	id, ok := strings.CutPrefix(r.To, "/connections/")
-	if !ok || id == "" || strings.ContainsAny(id, "/?#") {
-		return nil, &upstream.Reply{Outcome: upstream.Invalid, Status: r.Status, Err: fmt.Errorf("Ws-To %q: use a send route such as /connections/ID", r.To)}
-	}
-	return b.registry.find(id), r
 }
 
 // complain writes the one line about a reply that an operator may have to do something about. What comes in floods is only said now and

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,7 @@ const closeWait = 3 * time.Second
 //	                             pushes  ↗
 type conn struct {
 	bridge *Bridge
+	id     string          // the record's, which never changes
 	ctx    context.Context // ends with the connection; its cause is the *Close
 	cancel context.CancelCauseFunc
 	socket *socket
@@ -50,8 +52,9 @@ type conn struct {
 	failed     *Close // how the connection would have ended on a reply, had it not been ending already
 	forwarding bool
 
-	out     queue
-	writing bool
+	out      queue
+	writing  bool
+	receipts []*receipt // of pushes whose ping is in the queue or out, in that order
 
 	nextPing int64 // Unix nanoseconds
 	pinged   int64 // when the first ping without an answer was written, or the last with one; 0: none was
@@ -68,7 +71,7 @@ type message struct {
 func (m message) cost() int64 { return int64(len(m.body.Data)) + 64 }
 
 func (b *Bridge) newConn(rec record) *conn {
-	c := &conn{bridge: b, record: rec, opening: true, rate: b.rates.Connection()}
+	c := &conn{bridge: b, id: rec.ID, record: rec, opening: true, rate: b.rates.Connection()}
 	c.changed.L = &c.mu
 	// Not a child of the bridge's context: that one ends the POSTs, and a connection still says goodbye then.
 	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(b.ctx))
@@ -84,6 +87,7 @@ func (c *conn) end(why *Close) {
 		return
 	}
 	c.cancel(why)
+	c.forsake()
 	if why.abandon {
 		c.abandon() // under the same lock, so that the forwarder takes none of them
 	}
@@ -92,6 +96,12 @@ func (c *conn) end(why *Close) {
 	if !c.opening {
 		c.tasks.Go(c.part)
 	}
+}
+
+func (c *conn) isOpening() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.opening
 }
 
 // ending returns why the connection ends, or nil while it is open.
@@ -211,20 +221,23 @@ func (c *conn) seals() {
 	c.changed.Broadcast()
 }
 
-// enqueue sends a frame to the client, now or behind what waits. It returns false when the connection has ended, or ends by this, its
-// queue being full. With later set the caller starts the writer.
-func (c *conn) enqueue(f frame, later bool) bool {
+// enqueue sends a parcel to the client, now or behind what waits. It returns false when the connection has ended, or ends by this, its
+// queue being full.
+func (c *conn) enqueue(p *parcel) bool {
 	c.mu.Lock()
-	if why := c.ending(); c.out.shut || why != nil && why.answers == 0 {
+	if why := c.ending(); c.out.shut || why != nil && (why.answers == 0 || p.receipt != nil) {
 		c.mu.Unlock()
 		return false
 	}
-	dropped, ok := c.out.add(f, c.bridge.config.SendBuffer, c.bridge.config.SlowClient)
-	if dropped > 0 {
-		c.record.Dropped += uint64(dropped)
-		c.bridge.metrics.dropped.WithLabelValues("slow_client").Add(float64(dropped))
+	f := p.frame(c.record.Window)
+	if f.receipt != nil {
+		f.receipt.expect()
+		c.receipts = append(c.receipts, f.receipt)
 	}
-	if ok && !later {
+	ok := c.sendNow(f) || c.out.add(f, c.bridge.config.SendBuffer, c.bridge.config.SlowClient, c.drop)
+	if !ok {
+		c.unexpect(f)
+	} else if !c.out.empty() {
 		c.startWriter()
 	}
 	c.mu.Unlock()
@@ -232,6 +245,33 @@ func (c *conn) enqueue(f frame, later bool) bool {
 		c.end(closeSlow(nil))
 	}
 	return ok
+}
+
+// sendNow writes a frame at once, if nothing waits and the socket takes it: most do, and then nobody has to be woken to write it, which would be
+// most of the work. What the socket does not take is left to the writer. The lock is held.
+func (c *conn) sendNow(f frame) bool {
+	if c.writing || c.opening || c.over || !c.out.empty() {
+		return false
+	}
+	n := c.socket.tryWrite(f.wire)
+	if n == 0 {
+		return false
+	}
+	if n < len(f.wire) {
+		f.wire = f.wire[n:]
+		c.out.torn = f
+		return true
+	}
+	c.sent(f)
+	return true
+}
+
+// sent counts what has gone out. The lock is held.
+func (c *conn) sent(f frame) {
+	c.record.MessagesOut += uint64(f.messages)
+	c.record.BytesOut += uint64(f.payload)
+	c.bridge.metrics.sent(f.messages, f.payload)
+	c.lastMessage.Store(time.Now().UnixNano())
 }
 
 // startWriter starts the writer unless there is one. The lock is held.
@@ -255,12 +295,20 @@ func (c *conn) write() {
 		var f frame
 		ping := false
 		switch q := &c.out; {
+		case q.torn.wire != nil:
+			f, q.torn = q.torn, frame{}
+			wire = f.wire
 		case len(q.pongs) > 0:
 			wire, q.pongs = q.pongs, nil
 		case q.ping:
-			wire, q.ping, ping = controlFrame(nil, opPing, nil), false, true
+			wire, q.ping, ping = controlFrame(nil, opPing, c.heartbeat()), false, true
 		default:
 			f = q.take()
+			if f.expired(time.Now()) {
+				c.drop(f, lossExpired)
+				c.mu.Unlock()
+				continue
+			}
 			wire = f.wire
 		}
 		c.mu.Unlock()
@@ -273,10 +321,7 @@ func (c *conn) write() {
 		c.mu.Lock()
 		switch {
 		case f.messages > 0:
-			c.record.MessagesOut += uint64(f.messages)
-			c.record.BytesOut += uint64(f.payload)
-			c.bridge.metrics.sent(f.messages, f.payload)
-			c.lastMessage.Store(time.Now().UnixNano())
+			c.sent(f)
 		case ping:
 			if !c.silent() { // the first ping without an answer counts
 				c.pinged = began.UnixNano()
@@ -288,6 +333,17 @@ func (c *conn) write() {
 		}
 		c.mu.Unlock()
 	}
+}
+
+// heartbeat returns the payload of a heartbeat's ping: that of the ping before it whose pong is awaited, since a client may answer only the last of
+// several. The lock is held.
+func (c *conn) heartbeat() []byte {
+	for _, r := range slices.Backward(c.receipts) {
+		if !slices.ContainsFunc(c.out.messages, func(f frame) bool { return f.receipt == r }) {
+			return r.ping[:]
+		}
+	}
+	return nil
 }
 
 // writeFailed is the end of all writing: a frame may be torn, so not even a close frame can follow.

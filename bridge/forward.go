@@ -12,13 +12,7 @@ func (c *conn) forward() {
 		c.mu.Lock()
 		if len(c.inbox) == 0 {
 			c.forwarding = false
-			// The answer waits to be written, and this goroutine has nothing else to do: it becomes the writer.
-			write := !c.writing && !c.opening && !c.out.empty()
-			c.writing = c.writing || write
 			c.mu.Unlock()
-			if write {
-				c.write()
-			}
 			return
 		}
 		m := c.inbox[0]
@@ -37,24 +31,19 @@ func (c *conn) forward() {
 
 		c.mu.Lock()
 		c.settle()
-		if len(c.inbox) > 0 && !c.out.empty() {
-			c.startWriter()
-		}
 		c.mu.Unlock()
 	}
 }
 
 // apply does what the reply to a message says.
 func (c *conn) apply(reply *upstream.Reply) {
-	target, reply := c.bridge.route(c, reply)
+	to, options, reply := c.bridge.route(c, reply)
 	why := closeFor(reply)
 	c.bridge.complain(upstream.Message, reply)
 	if reply.Outcome == upstream.Accepted {
-		c.mu.Lock()
-		c.record.learn(reply, time.Now())
-		c.mu.Unlock()
+		c.learn(reply, time.Now())
 	}
-	c.bridge.deliver(target, reply.Messages, target == c)
+	c.bridge.deliver(to, options, reply.Messages)
 	if why == nil {
 		return
 	}

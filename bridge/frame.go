@@ -5,6 +5,7 @@ import (
 	"compress/flate"
 	"encoding/binary"
 	"sync"
+	"time"
 
 	"wsbridge/upstream"
 )
@@ -32,7 +33,22 @@ const minDeflate = 128
 type frame struct {
 	wire     []byte
 	messages int
-	payload  int // bytes of the messages, before compression
+	payload  int      // bytes of the messages, before compression
+	terms    *options // nil for most
+	receipt  *receipt // of a push that waits for the client's word
+}
+
+// expired reports whether the frame was to be written before now.
+func (f *frame) expired(now time.Time) bool {
+	return f.terms != nil && !f.terms.until.IsZero() && !now.Before(f.terms.until)
+}
+
+// key is what later frames take this one's place by, or empty.
+func (f *frame) key() string {
+	if f.terms == nil {
+		return ""
+	}
+	return f.terms.collapse
 }
 
 // cost is what the frame counts against the send buffer: a queued empty message takes memory too.

@@ -11,11 +11,14 @@ import (
 // next frame behind one, with a deep stack that the goroutine would then keep.
 type guard struct {
 	header [14]byte
-	have   int   // bytes of the header
-	left   int64 // bytes of the payload that are still to come
-	pong   bool  // and are taken out
-	offset int64 // of the next byte in the client's stream
-	begin  int64 // offset of the frame
+	have   int     // bytes of the header
+	left   int64   // bytes of the payload that are still to come
+	pong   bool    // and are taken out
+	echo   [8]byte // what was in the last pong of eight bytes
+	echoes int     // how much of it is here
+	echoed bool    // it is whole, and nobody has looked
+	offset int64   // of the next byte in the client's stream
+	begin  int64   // offset of the frame
 	starts []int64
 }
 
@@ -26,7 +29,9 @@ func (g *guard) scan(p []byte) (n int, err error) {
 	for i := 0; i < len(p); {
 		if g.left > 0 {
 			step := int(min(g.left, int64(len(p)-i)))
-			if !g.pong && n != i {
+			if g.pong {
+				g.hear(p[i : i+step])
+			} else if n != i {
 				copy(p[n:], p[i:i+step])
 			}
 			if !g.pong {
@@ -52,12 +57,24 @@ func (g *guard) scan(p []byte) (n int, err error) {
 		}
 		// Of a pong whose header came in two pieces gorilla has seen the first.
 		if g.pong = g.plainPong() && n-head == g.have; g.pong {
-			n = head
+			n, g.echoes = head, 0
 		}
 		g.have = 0
 	}
 	g.offset += int64(len(p))
 	return n, nil
+}
+
+// hear takes note of what is in a pong that could be the answer to a ping of ours.
+func (g *guard) hear(payload []byte) {
+	if g.header[1]&0x7f != byte(len(g.echo)) {
+		return
+	}
+	for _, b := range payload {
+		g.echo[g.echoes] = b ^ g.header[2+g.echoes%4] // the mask
+		g.echoes++
+	}
+	g.echoed = g.echoes == len(g.echo)
 }
 
 // start returns the offset of the message that gorilla has just come to.

@@ -71,7 +71,7 @@ func (m *metrics) ended(why *Close) {
 
 // queued is the sum of what waits for clients, in bytes.
 func (b *Bridge) queued() (bytes int64) {
-	for _, c := range b.registry.all() {
+	for _, c := range b.registry.members(target{kind: toAll}) {
 		c.mu.Lock()
 		bytes += c.out.bytes
 		c.mu.Unlock()

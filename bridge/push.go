@@ -3,34 +3,54 @@ package bridge
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	_ "embed" // for openapi.json
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"mime"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"wsbridge/upstream"
 )
 
-// maxList is the most connections that one GET lists.
-const maxList = 1000
+//go:embed openapi.json
+var openAPI []byte
+
+// routes are what the backend may call, as openapi.json describes them.
+func (b *Bridge) routes() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
+		"POST /connections":                       b.pushSend,
+		"GET /connections":                        b.pushList,
+		"POST /connections/{id}":                  b.pushSend,
+		"GET /connections/{id}":                   b.pushShow,
+		"DELETE /connections/{id}":                b.pushClose,
+		"POST /users/{user}":                      b.pushSend,
+		"GET /users/{user}":                       b.pushList,
+		"DELETE /users/{user}":                    b.pushClose,
+		"PUT /users/{user}/connections/{id}":      b.pushMember,
+		"DELETE /users/{user}/connections/{id}":   b.pushMember,
+		"POST /groups/{group}":                    b.pushSend,
+		"GET /groups/{group}":                     b.pushList,
+		"DELETE /groups/{group}":                  b.pushClose,
+		"PUT /groups/{group}/connections/{id}":    b.pushMember,
+		"DELETE /groups/{group}/connections/{id}": b.pushMember,
+		"POST /batch":                             b.pushBatch,
+		"GET /openapi.json": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.Write(openAPI)
+		},
+	}
+}
 
 // Push returns the handler of the push side: what the backend and the operator may call. The metrics handler is served at /metrics.
 func (b *Bridge) Push(metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /connections/{id}", b.pushSend)
-	mux.HandleFunc("GET /connections/{id}", b.pushShow)
-	mux.HandleFunc("DELETE /connections/{id}", b.pushClose)
-	mux.HandleFunc("GET /connections", b.pushList)
+	for pattern, handler := range b.routes() {
+		mux.HandleFunc(pattern, handler)
+	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", b.ready)
 	mux.Handle("GET /metrics", metrics)
@@ -56,7 +76,7 @@ func (b *Bridge) Push(metrics http.Handler) http.Handler {
 		}
 		handler, pattern := mux.Handler(r)
 		if pattern == "" || !clean(r.URL.EscapedPath()) {
-			probe := verdict{header: http.Header{}, status: http.StatusNotFound}
+			probe := outline{header: http.Header{}, status: http.StatusNotFound}
 			if pattern == "" {
 				handler.ServeHTTP(&probe, r)
 			}
@@ -77,15 +97,15 @@ func clean(p string) bool {
 	return p == "/" || path.Clean(p) == strings.TrimSuffix(p, "/")
 }
 
-// verdict is a response of which only the status and the headers matter.
-type verdict struct {
+// outline is a response of which only the status and the headers matter.
+type outline struct {
 	header http.Header
 	status int
 }
 
-func (v *verdict) Header() http.Header         { return v.header }
-func (v *verdict) Write(p []byte) (int, error) { return len(p), nil }
-func (v *verdict) WriteHeader(status int)      { v.status = status }
+func (o *outline) Header() http.Header         { return o.header }
+func (o *outline) Write(p []byte) (int, error) { return len(p), nil }
+func (o *outline) WriteHeader(status int)      { o.status = status }
 
 // authorized lets a request with the token pass. Without a token configured only this host may call, under a name of its own: a page that
 // has its name rebound to our address carries another.
@@ -135,183 +155,59 @@ func (b *Bridge) ready(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-func (b *Bridge) pushSend(w http.ResponseWriter, r *http.Request) {
-	if !knownQuery(w, r) {
-		return
-	}
-	contentType := r.Header.Get("Content-Type")
-	if kind, _, _ := mime.ParseMediaType(contentType); strings.HasPrefix(kind, "multipart/") {
-		problem(w, http.StatusUnsupportedMediaType, "Content-Type", fmt.Sprintf("%s is no message: send the body as it is", kind))
-		return
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, b.config.PushMaxBody))
-	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
-		b.metrics.pushes.WithLabelValues("too_large").Inc()
-		problem(w, http.StatusRequestEntityTooLarge, "", fmt.Sprintf("the body is larger than %d bytes (WSBRIDGE_PUSH_MAX_BODY)", b.config.PushMaxBody))
-		return
-	} else if err != nil {
-		problem(w, http.StatusBadRequest, "", "the body can't be read: "+err.Error())
-		return
-	}
-	c := b.registry.find(r.PathValue("id"))
-	if c == nil || !b.send(c, []upstream.Payload{upstream.NewPayload(contentType, false, body)}, false) {
-		b.metrics.pushes.WithLabelValues("gone").Inc()
-		gone(w, r)
-		return
-	}
-	b.metrics.pushes.WithLabelValues("queued").Inc()
-	w.WriteHeader(http.StatusAccepted)
-}
-
-func (b *Bridge) pushClose(w http.ResponseWriter, r *http.Request) {
-	if !knownQuery(w, r, "code", "reason") {
-		return
-	}
-	code, reason := 1000, r.URL.Query().Get("reason")
-	if value := r.URL.Query().Get("code"); value != "" {
-		var err error
-		if code, err = strconv.Atoi(value); err != nil {
-			problem(w, http.StatusBadRequest, "code", fmt.Sprintf("close code %q is no number", value))
-			return
-		}
-	}
-	if err := upstream.ValidClose(code, reason); err != nil {
-		field := "code"
-		if upstream.ValidClose(code, "") == nil {
-			field = "reason"
-		}
-		problem(w, http.StatusBadRequest, field, err.Error())
-		return
-	}
-	c := b.registry.find(r.PathValue("id"))
-	if c == nil {
-		gone(w, r)
-		return
-	}
-	c.end(closeByBackend(code, reason))
-	w.WriteHeader(http.StatusNoContent)
-}
-
-// view is a connection as the push side shows it.
-type view struct {
-	ID          string    `json:"id"`
-	Opening     bool      `json:"opening,omitempty"`
-	User        string    `json:"user,omitempty"`
-	Groups      []string  `json:"groups"`
-	Address     string    `json:"address"`
-	Path        string    `json:"path"`
-	Subprotocol string    `json:"subprotocol,omitempty"`
-	Since       time.Time `json:"since"`
-	LastSeen    time.Time `json:"last_seen"`
-	Queue       struct {
-		Messages int   `json:"messages"`
-		Bytes    int64 `json:"bytes"`
-	} `json:"queue"`
-	MessagesIn  uint64 `json:"messages_in"`
-	MessagesOut uint64 `json:"messages_out"`
-	BytesIn     uint64 `json:"bytes_in"`
-	BytesOut    uint64 `json:"bytes_out"`
-	Dropped     uint64 `json:"dropped"`
-}
-
-func (c *conn) view() view {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	r := &c.record
-	v := view{
-		ID: r.ID, Opening: c.opening, User: r.User, Groups: append([]string{}, r.Groups...), Address: r.Handshake.Address, Path: r.Handshake.Path,
-		Subprotocol: r.Subprotocol, Since: r.Since.UTC(), LastSeen: r.Since.UTC(),
-		MessagesIn: r.MessagesIn, MessagesOut: r.MessagesOut, BytesIn: r.BytesIn, BytesOut: r.BytesOut, Dropped: r.Dropped,
-	}
-	if c.socket != nil {
-		v.LastSeen = time.Unix(0, c.socket.heard.Load()).UTC()
-	}
-	for _, f := range c.out.messages {
-		v.Queue.Messages += f.messages
-	}
-	v.Queue.Bytes = c.out.bytes
-	return v
-}
-
-func (b *Bridge) pushShow(w http.ResponseWriter, r *http.Request) {
-	if c := b.registry.find(r.PathValue("id")); c != nil {
-		answer(w, c.view())
-		return
-	}
-	gone(w, r)
-}
-
-func (b *Bridge) pushList(w http.ResponseWriter, r *http.Request) {
-	if !knownQuery(w, r, "user", "group", "limit", "after") {
-		return
-	}
-	query := r.URL.Query()
-	for _, field := range []string{"user", "group"} {
-		if value := query.Get(field); value != "" && !upstream.ValidName(value) {
-			problem(w, http.StatusBadRequest, field, fmt.Sprintf("%s %q: use 1 to 200 printable ASCII characters without space, comma, quotes and %%", field, value))
-			return
-		}
-	}
-	limit := 100
-	if value := query.Get("limit"); value != "" {
-		var err error
-		if limit, err = strconv.Atoi(value); err != nil || limit < 1 || limit > maxList {
-			problem(w, http.StatusBadRequest, "limit", fmt.Sprintf("limit %q: use a number from 1 to %d", value, maxList))
-			return
-		}
-	}
-	page := struct {
-		Connections []view `json:"connections"`
-		Next        string `json:"next,omitempty"`
-	}{Connections: []view{}}
-	for _, c := range b.registry.after(query.Get("after")) {
-		v := c.view()
-		if user := query.Get("user"); user != "" && v.User != user {
-			continue
-		}
-		if group := query.Get("group"); group != "" && !slices.Contains(v.Groups, group) {
-			continue
-		}
-		if len(page.Connections) == limit {
-			page.Next = page.Connections[limit-1].ID
-			break
-		}
-		page.Connections = append(page.Connections, v)
-	}
-	answer(w, page)
-}
-
 // knownQuery refuses a request with a query parameter that means nothing here: an option that is ignored is a promise that is broken.
 func knownQuery(w http.ResponseWriter, r *http.Request, names ...string) bool {
 	for name := range r.URL.Query() {
 		if !slices.Contains(names, name) {
-			problem(w, http.StatusBadRequest, name, fmt.Sprintf("%s %s has no option %q", r.Method, r.URL.Path, name))
+			noOption(w, r, name)
 			return false
 		}
 	}
 	return true
 }
 
+func noOption(w http.ResponseWriter, r *http.Request, name string) {
+	problem(w, http.StatusBadRequest, name, fmt.Sprintf("%s %s has no option %q", r.Method, r.URL.Path, name))
+}
+
 func gone(w http.ResponseWriter, r *http.Request) {
 	problem(w, http.StatusGone, "", fmt.Sprintf("connection %q is not open", r.PathValue("id")))
 }
 
-func answer(w http.ResponseWriter, value any) {
+// named returns whom the route of a request names. Without a name it is all connections.
+func named(w http.ResponseWriter, r *http.Request) (target, bool) {
+	t := target{kind: toAll}
+	for kind, field := range map[targetKind]string{toOne: "id", toUser: "user", toGroup: "group"} {
+		if name := r.PathValue(field); name != "" {
+			t = target{kind: kind, name: name}
+		}
+	}
+	if err := t.valid(); err != nil {
+		problem(w, http.StatusBadRequest, map[targetKind]string{toUser: "user", toGroup: "group"}[t.kind], err.Error())
+		return t, false
+	}
+	return t, true
+}
+
+func answer(w http.ResponseWriter, status int, value any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(value)
 }
 
-// problem answers with a problem (RFC 9457). The field names what is wrong in the request, if one thing is.
+// problemDetails is a problem (RFC 9457). The field names what is wrong in the request, if one thing is.
+type problemDetails struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+	Field  string `json:"field,omitempty"`
+}
+
 func problem(w http.ResponseWriter, status int, field, detail string) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(struct {
-		Type   string `json:"type"`
-		Title  string `json:"title"`
-		Status int    `json:"status"`
-		Detail string `json:"detail"`
-		Field  string `json:"field,omitempty"`
-	}{"about:blank", http.StatusText(status), status, detail, field})
+	json.NewEncoder(w).Encode(problemDetails{"about:blank", http.StatusText(status), status, detail, field})
 }

@@ -1,12 +1,18 @@
 package bridge
 
+import (
+	"slices"
+	"time"
+)
+
 // maxPongs bounds the pongs that wait for a client, in bytes. It may be sent fewer than it sent pings: answering the most recent
 // one is enough (RFC 6455, 5.5.3).
 const maxPongs = 4 << 10
 
-// queue is what waits to be written to a client, in the order of its going out: control frames, messages, the close frame. Its
-// connection's lock guards it.
+// queue is what waits to be written to a client, in the order of its going out: the rest of a frame, control frames, messages, the close
+// frame. Its connection's lock guards it.
 type queue struct {
+	torn     frame  // its wire is the rest of a frame whose beginning has gone out
 	pongs    []byte // whole frames
 	ping     bool
 	shut     bool    // takes nothing more
@@ -14,18 +20,52 @@ type queue struct {
 	bytes    int64   // cost of the messages
 }
 
-// add queues a frame. Where it does not fit within limit (bytes) it returns false, or makes room by dropping the oldest and returns how
-// many messages that cost. An empty queue takes a frame of any size.
-func (q *queue) add(f frame, limit int64, policy SlowPolicy) (dropped int, ok bool) {
+// loss is why a message is dropped from a queue; its name is the label of a metric.
+type loss string
+
+const (
+	lossSlow      loss = "slow_client" // the oldest gives way
+	lossExpired   loss = "ttl"
+	lossCollapsed loss = "collapsed" // a later one has taken its place
+	lossGone      loss = "gone"
+)
+
+// add queues a frame. Where it does not fit within limit (bytes) it returns false, or makes room by dropping the oldest, as the policy says. What is dropped
+// is told to drop. An empty queue takes a frame of any size.
+func (q *queue) add(f frame, limit int64, policy SlowPolicy, drop func(frame, loss)) bool {
+	if key := f.key(); key != "" {
+		q.remove(func(old *frame) bool { return old.key() == key }, lossCollapsed, drop)
+	}
+	if len(q.messages) > 0 && q.bytes+f.cost() > limit {
+		now := time.Now()
+		q.remove(func(old *frame) bool { return old.expired(now) }, lossExpired, drop)
+	}
 	for len(q.messages) > 0 && q.bytes+f.cost() > limit {
 		if policy != SlowDropOldest {
-			return dropped, false
+			return false
 		}
-		dropped += q.take().messages
+		drop(q.take(), lossSlow)
 	}
 	q.messages = append(q.messages, f)
 	q.bytes += f.cost()
-	return dropped, true
+	return true
+}
+
+// remove drops the frames that match.
+func (q *queue) remove(match func(*frame) bool, why loss, drop func(frame, loss)) {
+	if !slices.ContainsFunc(q.messages, func(f frame) bool { return match(&f) }) {
+		return
+	}
+	kept := make([]frame, 0, len(q.messages)) // not in place: the array's beginning is gone
+	for i := range q.messages {
+		if f := q.messages[i]; match(&f) {
+			q.bytes -= f.cost()
+			drop(f, why)
+		} else {
+			kept = append(kept, f)
+		}
+	}
+	q.messages = kept
 }
 
 func (q *queue) take() frame {
@@ -67,5 +107,5 @@ func (q *queue) discard() {
 
 // empty reports whether nothing waits.
 func (q *queue) empty() bool {
-	return len(q.pongs) == 0 && !q.ping && len(q.messages) == 0
+	return q.torn.wire == nil && len(q.pongs) == 0 && !q.ping && len(q.messages) == 0
 }

@@ -65,24 +65,55 @@ func (r *record) key() netip.Prefix {
 }
 
 // learn takes over what a reply says of the connection itself.
-func (r *record) learn(reply *upstream.Reply, now time.Time) {
+func (c *conn) learn(reply *upstream.Reply, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if reply.User != nil {
-		r.User = *reply.User
+		c.setUser(*reply.User)
 	}
 	if reply.State != nil {
-		r.State = *reply.State
+		c.record.State = *reply.State
 	}
 	for _, group := range reply.Join {
-		if i, found := slices.BinarySearch(r.Groups, group); !found {
-			r.Groups = slices.Insert(r.Groups, i, group)
-		}
+		c.join(group)
 	}
 	for _, group := range reply.Leave {
-		if i, found := slices.BinarySearch(r.Groups, group); found {
-			r.Groups = slices.Delete(r.Groups, i, i+1)
-		}
+		c.leaveGroup(group)
 	}
 	if len(reply.SetCookie) > 0 {
-		r.Handshake.SetCookie(reply.SetCookie, now)
+		c.record.Handshake.SetCookie(reply.SetCookie, now)
+	}
+}
+
+// setUser names the connection's user; empty unnames. What a connection that has ended is told, its disconnect event says, but nobody finds it by
+// that any more. The lock is held, here and in what follows.
+func (c *conn) setUser(user string) {
+	if c.ctx.Err() == nil {
+		c.bridge.registry.rename(c, c.record.User, user)
+	}
+	c.record.User = user
+}
+
+func (c *conn) join(group string) {
+	i, found := slices.BinarySearch(c.record.Groups, group)
+	if found {
+		return
+	}
+	c.record.Groups = slices.Insert(c.record.Groups, i, group)
+	if c.ctx.Err() == nil {
+		c.bridge.registry.join(c, group)
+	}
+}
+
+func (c *conn) leaveGroup(group string) {
+	i, found := slices.BinarySearch(c.record.Groups, group)
+	if !found {
+		return
+	}
+	if c.record.Groups = slices.Delete(c.record.Groups, i, i+1); len(c.record.Groups) == 0 {
+		c.record.Groups = nil
+	}
+	if c.ctx.Err() == nil {
+		c.bridge.registry.quit(c, group)
 	}
 }

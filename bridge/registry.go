@@ -8,14 +8,75 @@ import (
 	"sync"
 )
 
-// registry knows the connections that are open or opening, and counts those of which anything is left: one that has gone may still have
-// messages at the backend.
+// registry knows the connections that are open or opening, by id, user and group, and counts those of which anything is left: one that has gone
+// may still have messages at the backend. Its lock may be taken while a connection's is held, and not the other way round.
 type registry struct {
 	mu        sync.Mutex // guards the following
 	open      map[string]*conn
+	users     map[string]members
+	groups    map[string]members
 	parting   map[*conn]struct{} // ended, with something left
 	held      int
 	addresses map[netip.Prefix]int
+}
+
+// members are the connections of a user or a group.
+type members map[*conn]struct{}
+
+func newRegistry() *registry {
+	return &registry{
+		open: map[string]*conn{}, users: map[string]members{}, groups: map[string]members{}, parting: map[*conn]struct{}{}, addresses: map[netip.Prefix]int{},
+	}
+}
+
+func add(index map[string]members, name string, c *conn) {
+	if index[name] == nil {
+		index[name] = members{}
+	}
+	index[name][c] = struct{}{}
+}
+
+func remove(index map[string]members, name string, c *conn) {
+	if delete(index[name], c); len(index[name]) == 0 {
+		delete(index, name)
+	}
+}
+
+// rename makes a connection known as another user's; empty is nobody's.
+func (g *registry) rename(c *conn, from, to string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	remove(g.users, from, c)
+	if to != "" {
+		add(g.users, to, c)
+	}
+}
+
+// join makes a connection a member of a group.
+func (g *registry) join(c *conn, group string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	add(g.groups, group, c)
+}
+
+// quit ends a connection's membership.
+func (g *registry) quit(c *conn, group string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	remove(g.groups, group, c)
+}
+
+// members returns the connections of a user or a group, or all, as they are at this moment, in no order.
+func (g *registry) members(t target) []*conn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch t.kind {
+	case toUser:
+		return slices.AppendSeq(make([]*conn, 0, len(g.users[t.name])), maps.Keys(g.users[t.name]))
+	case toGroup:
+		return slices.AppendSeq(make([]*conn, 0, len(g.groups[t.name])), maps.Keys(g.groups[t.name]))
+	}
+	return slices.AppendSeq(make([]*conn, 0, len(g.open)), maps.Values(g.open))
 }
 
 // reserve counts a connection before it exists. It returns the gate that refuses it, or none.
@@ -60,14 +121,18 @@ func (g *registry) giveBack(key netip.Prefix) {
 func (g *registry) add(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.open[c.record.ID] = c
+	g.open[c.id] = c
 }
 
-// remove ends a connection for its pushers.
+// remove ends a connection for its pushers. Its lock is held.
 func (g *registry) remove(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.open, c.record.ID)
+	delete(g.open, c.id)
+	remove(g.users, c.record.User, c)
+	for _, group := range c.record.Groups {
+		remove(g.groups, group, c)
+	}
 	g.parting[c] = struct{}{}
 }
 
@@ -99,16 +164,9 @@ func (g *registry) count() int {
 	return len(g.open)
 }
 
-// all returns the connections that are open or opening, in no order.
-func (g *registry) all() []*conn {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return slices.Collect(maps.Values(g.open))
-}
-
-// after returns the connections whose ids sort behind id, oldest first.
-func (g *registry) after(id string) []*conn {
-	conns := slices.DeleteFunc(g.all(), func(c *conn) bool { return c.record.ID <= id })
-	slices.SortFunc(conns, func(a, b *conn) int { return strings.Compare(a.record.ID, b.record.ID) })
+// after returns those of a user's, a group's or all connections whose ids sort behind id, oldest first.
+func (g *registry) after(t target, id string) []*conn {
+	conns := slices.DeleteFunc(g.members(t), func(c *conn) bool { return c.id <= id })
+	slices.SortFunc(conns, func(a, b *conn) int { return strings.Compare(a.id, b.id) })
 	return conns
 }

@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -30,6 +32,8 @@ type socket struct {
 	guard    guard
 	broken   error // the rule that the client's next frame breaks
 	heard    atomic.Int64
+	raw      syscall.RawConn // of the socket; nil where there is something else between, such as TLS
+	owner    *conn           // hears of pongs
 }
 
 // takeOver hijacks the request's connection.
@@ -48,6 +52,9 @@ func takeOver(w http.ResponseWriter, window int) (*socket, *bufio.ReadWriter, er
 		io.ReadFull(brw.Reader, s.early) // it is buffered: it can't fail
 	}
 	s.heard.Store(time.Now().UnixNano())
+	if holder, ok := raw.(syscall.Conn); ok {
+		s.raw, _ = holder.SyscallConn() // without it the writer writes
+	}
 	s.buffer = bufio.NewReaderSize(s, readBuffer)
 	return s, bufio.NewReadWriter(s.buffer, brw.Writer), nil
 }
@@ -90,6 +97,10 @@ func (s *socket) looked(p []byte, err error) (int, error) {
 	}
 	s.heard.Store(time.Now().UnixNano())
 	n, broken := s.guard.scan(p)
+	if s.guard.echoed {
+		s.guard.echoed = false
+		s.owner.ponged(s.guard.echo)
+	}
 	if s.broken = broken; broken != nil {
 		s.err, err = nil, nil
 	}
@@ -142,6 +153,40 @@ func (s *socket) send(p []byte, timeout time.Duration) error {
 		p = p[n:]
 	}
 	return s.Conn.SetWriteDeadline(time.Time{}) // TLS writes by itself, at times
+}
+
+// attempt is a write that does not wait. Its function is made once and used again: made anew it would be garbage for each message.
+type attempt struct {
+	wire []byte
+	n    int
+	run  func(fd uintptr) bool
+}
+
+var attempts = sync.Pool{New: func() any {
+	a := &attempt{}
+	a.run = func(fd uintptr) bool {
+		n, err := syscall.Write(int(fd), a.wire)
+		for err == syscall.EINTR {
+			n, err = syscall.Write(int(fd), a.wire)
+		}
+		a.n = max(n, 0)
+		return true
+	}
+	return a
+}}
+
+// tryWrite writes what the socket takes at once, and returns how much that was. Why it was not all is for a real write to say.
+func (s *socket) tryWrite(p []byte) int {
+	if s.raw == nil {
+		return 0
+	}
+	a := attempts.Get().(*attempt)
+	a.wire, a.n = p, 0
+	s.raw.Write(a.run)
+	n := a.n
+	a.wire = nil
+	attempts.Put(a)
+	return n
 }
 
 // finish closes the socket after the close frames: our side first, then, so that unread data does not turn the end into a reset that

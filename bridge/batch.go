@@ -1,0 +1,210 @@
+package bridge
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"time"
+	"unicode/utf8"
+
+	"wsbridge/upstream"
+)
+
+// pendingVerdicts is how many lines of a batch may be sent while the verdict on an earlier one is still out, since a client's word is waited for.
+const pendingVerdicts = 256
+
+// batchLine is one line of a batch.
+type batchLine struct {
+	To       string  `json:"to"`
+	Body     *string `json:"body"`
+	Base64   *string `json:"base64"`
+	TTL      *string `json:"ttl"`
+	Collapse *string `json:"collapse"`
+	Confirm  *string `json:"confirm"`
+	Except   any     `json:"except"` // ids with commas between them, or a list of them
+}
+
+// batchVerdict is the answer to one line.
+type batchVerdict struct {
+	Status int `json:"status"`
+	*result
+	Detail string `json:"detail,omitempty"`
+	Field  string `json:"field,omitempty"`
+}
+
+// pushBatch sends a message for each line of the request, and answers each with a line, in their order. Both are streams: a line is sent when it has come,
+// whatever the lines behind it are.
+func (b *Bridge) pushBatch(w http.ResponseWriter, r *http.Request) {
+	if !knownQuery(w, r) {
+		return
+	}
+	if r.Header.Get("Idempotency-Key") != "" {
+		problem(w, http.StatusBadRequest, "Idempotency-Key", "a batch has none: send such a message by itself")
+		return
+	}
+	switch kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); kind {
+	case "application/x-ndjson", "application/ndjson", "application/jsonl", "application/json", "text/plain", "application/x-www-form-urlencoded", "": // what curl says of it
+	default:
+		problem(w, http.StatusUnsupportedMediaType, "Content-Type", fmt.Sprintf("%q: send application/x-ndjson", kind))
+		return
+	}
+	control := http.NewResponseController(w)
+	control.EnableFullDuplex() // HTTP/1.1; where it is not to be had, the answers come behind the request
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Cache-Control", "no-store")
+
+	verdicts := make(chan func() verdict, pendingVerdicts)
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		encoder := json.NewEncoder(w)
+		for wait := range verdicts {
+			v := wait()
+			encoder.Encode(batchVerdict{v.status, v.result, v.detail, v.field})
+			if len(verdicts) == 0 {
+				control.Flush()
+			}
+		}
+	}()
+	// A message of the largest size as base64 or with every byte escaped, and what stands around it.
+	lines := bufio.NewReaderSize(r.Body, 64<<10)
+	limit := b.config.PushMaxBody*6 + 16<<10
+	for {
+		line, err := readLine(lines, limit)
+		if len(bytes.TrimSpace(line)) > 0 || errors.Is(err, errLongLine) {
+			verdicts <- b.batchLine(line, err)
+		}
+		if err != nil && !errors.Is(err, errLongLine) {
+			break
+		}
+	}
+	close(verdicts)
+	<-written
+}
+
+var errLongLine = errors.New("the line is too long")
+
+// readLine returns the next line without its end; one that is too long it passes over. With the last one comes the reader's error.
+func readLine(r *bufio.Reader, limit int64) ([]byte, error) {
+	var line []byte
+	long := false
+	for {
+		part, err := r.ReadSlice('\n')
+		if long = long || int64(len(line)+len(part)) > limit; long {
+			line = nil
+		} else {
+			line = append(line, part...)
+		}
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
+		case long && (err == nil || errors.Is(err, io.EOF)):
+			return nil, errLongLine
+		}
+		return line, err
+	}
+}
+
+// batchLine sends what a line says, and returns who knows the verdict when there is one.
+func (b *Bridge) batchLine(line []byte, failure error) func() verdict {
+	now := func(v verdict) func() verdict { return func() verdict { return v } }
+	if failure != nil && !errors.Is(failure, io.EOF) {
+		if errors.Is(failure, errLongLine) {
+			return now(verdict{status: http.StatusRequestEntityTooLarge, detail: "the line is too long for a message of WSBRIDGE_PUSH_MAX_BODY"})
+		}
+		return now(verdict{status: http.StatusBadRequest, detail: "the line breaks off"})
+	}
+	t, message, o, v := b.parseLine(line)
+	if v.status != 0 {
+		return now(v)
+	}
+	if o.confirm == 0 {
+		return now(b.push(t, message, o))
+	}
+	done := make(chan verdict, 1)
+	p := b.newParcel([]upstream.Payload{message}, o)
+	r := b.dispatch(t, p)
+	go func() { done <- b.verdict(t, p.await(r)) }() // ends with the confirmation's time
+	return func() verdict { return <-done }
+}
+
+// parseLine reads a line. A verdict with a status says what is wrong with it.
+func (b *Bridge) parseLine(line []byte) (t target, message upstream.Payload, o options, v verdict) {
+	bad := func(status int, field, detail string) (target, upstream.Payload, options, verdict) {
+		return target{}, upstream.Payload{}, options{}, verdict{status: status, field: field, detail: detail}
+	}
+	if !utf8.Valid(line) {
+		return bad(http.StatusBadRequest, "", "the line is not UTF-8: send binary data as base64")
+	}
+	var l batchLine
+	decoder := json.NewDecoder(bytes.NewReader(line))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&l); err != nil {
+		return bad(http.StatusBadRequest, "", "the line is no object of JSON with to, body or base64, ttl, collapse, confirm and except: "+err.Error())
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return bad(http.StatusBadRequest, "", "there is more than one object in the line")
+	}
+	t, err := parseTarget(l.To)
+	if err != nil {
+		return bad(http.StatusBadRequest, "to", err.Error())
+	}
+	switch {
+	case l.Body != nil && l.Base64 == nil:
+		message.Data = []byte(*l.Body)
+	case l.Base64 != nil && l.Body == nil:
+		if message.Data, err = base64.StdEncoding.DecodeString(*l.Base64); err != nil {
+			return bad(http.StatusBadRequest, "base64", "what base64 has is not in base64")
+		}
+		message.Binary = true
+	default:
+		return bad(http.StatusBadRequest, "body", "a line has either a body (text) or base64 (binary)")
+	}
+	if int64(len(message.Data)) > b.config.PushMaxBody {
+		return bad(http.StatusRequestEntityTooLarge, "body", fmt.Sprintf("the message is larger than %d bytes (WSBRIDGE_PUSH_MAX_BODY)", b.config.PushMaxBody))
+	}
+	except, err := l.excepted()
+	if err == nil && except != nil && t.kind == toOne {
+		err = errors.New("except is for many")
+	}
+	if err != nil {
+		return bad(http.StatusBadRequest, "except", err.Error())
+	}
+	now := time.Now()
+	for name, value := range map[string]*string{"ttl": l.TTL, "collapse": l.Collapse, "confirm": l.Confirm, "except": except} {
+		if value == nil {
+			continue
+		}
+		if err := o.parse(name, *value, now); err != nil {
+			return bad(http.StatusBadRequest, name, err.Error())
+		}
+	}
+	return t, message, o, verdict{}
+}
+
+// excepted returns the ids as a query has them, or nil.
+func (l *batchLine) excepted() (*string, error) {
+	switch ids := l.Except.(type) {
+	case nil:
+		return nil, nil
+	case string:
+		return &ids, nil
+	case []any:
+		list := ""
+		for _, id := range ids {
+			one, ok := id.(string)
+			if !ok {
+				return nil, errors.New("except is a list of ids")
+			}
+			list += one + ","
+		}
+		return &list, nil
+	}
+	return nil, errors.New("except is a list of ids")
+}
