@@ -41,9 +41,10 @@ type conn struct {
 	mu      sync.Mutex // guards the following
 	changed sync.Cond  // inbox, pending, sealed, the end
 	record  record
-	opening bool // the 101 is not out yet
-	sealed  bool // the close frame is out, or never will be
-	over    bool // no task is started any more
+	why     *Close // the cause of ctx, where a broadcast finds it without a look at another piece of memory for each connection
+	opening bool   // the 101 is not out yet
+	sealed  bool   // the close frame is out, or never will be
+	over    bool   // no task is started any more
 
 	inbox      []message
 	inboxBytes int64
@@ -87,6 +88,7 @@ func (c *conn) end(why *Close) {
 		return
 	}
 	c.cancel(why)
+	c.why = why
 	c.forsake()
 	if why.abandon {
 		c.abandon() // under the same lock, so that the forwarder takes none of them
@@ -225,7 +227,7 @@ func (c *conn) seals() {
 // queue being full.
 func (c *conn) enqueue(p *parcel) bool {
 	c.mu.Lock()
-	if why := c.ending(); c.out.shut || why != nil && (why.answers == 0 || p.receipt != nil) {
+	if c.out.shut || c.why != nil && (c.why.answers == 0 || p.receipt != nil) {
 		c.mu.Unlock()
 		return false
 	}
@@ -234,7 +236,7 @@ func (c *conn) enqueue(p *parcel) bool {
 		f.receipt.expect()
 		c.receipts = append(c.receipts, f.receipt)
 	}
-	ok := c.sendNow(f) || c.out.add(f, c.bridge.config.SendBuffer, c.bridge.config.SlowClient, c.drop)
+	ok := c.sendNow(f, p) || c.out.add(f, c.bridge.config.SendBuffer, c.bridge.config.SlowClient, c.drop)
 	if !ok {
 		c.unexpect(f)
 	} else if !c.out.empty() {
@@ -249,7 +251,7 @@ func (c *conn) enqueue(p *parcel) bool {
 
 // sendNow writes a frame at once, if nothing waits and the socket takes it: most do, and then nobody has to be woken to write it, which would be
 // most of the work. What the socket does not take is left to the writer. The lock is held.
-func (c *conn) sendNow(f frame) bool {
+func (c *conn) sendNow(f frame, p *parcel) bool {
 	if c.writing || c.opening || c.over || !c.out.empty() {
 		return false
 	}
@@ -262,16 +264,16 @@ func (c *conn) sendNow(f frame) bool {
 		c.out.torn = f
 		return true
 	}
-	c.sent(f)
+	c.sent(f, p.at)
+	p.sentNow++
 	return true
 }
 
-// sent counts what has gone out. The lock is held.
-func (c *conn) sent(f frame) {
+// sent takes note of what has gone out. The lock is held.
+func (c *conn) sent(f frame, at time.Time) {
 	c.record.MessagesOut += uint64(f.messages)
 	c.record.BytesOut += uint64(f.payload)
-	c.bridge.metrics.sent(f.messages, f.payload)
-	c.lastMessage.Store(time.Now().UnixNano())
+	c.lastMessage.Store(at.UnixNano())
 }
 
 // startWriter starts the writer unless there is one. The lock is held.
@@ -321,7 +323,8 @@ func (c *conn) write() {
 		c.mu.Lock()
 		switch {
 		case f.messages > 0:
-			c.sent(f)
+			c.sent(f, time.Now())
+			c.bridge.metrics.sent(f.messages, f.payload)
 		case ping:
 			if !c.silent() { // the first ping without an answer counts
 				c.pinged = began.UnixNano()

@@ -17,6 +17,8 @@ type parcel struct {
 	messages []upstream.Payload
 	options
 	receipt *receipt
+	at      time.Time      // it is sent
+	sentNow int            // to how many at once, without a writer
 	plain   *frame         // for connections without compression
 	packed  map[int]*frame // for the others, by the window their client allows
 }
@@ -221,6 +223,7 @@ func (p *parcel) await(r result) result {
 // dispatch sends a parcel to those whom the target names now.
 func (b *Bridge) dispatch(t target, p *parcel) result {
 	var r result
+	p.at = time.Now()
 	for _, c := range b.members(t) {
 		if slices.Contains(p.except, c.id) {
 			continue
@@ -234,6 +237,9 @@ func (b *Bridge) dispatch(t target, p *parcel) result {
 		} else {
 			r.Dropped++
 		}
+	}
+	for _, m := range p.messages { // in one go: counting each delivery by itself would cost as much as its lock
+		b.metrics.sent(p.sentNow, p.sentNow*len(m.Data))
 	}
 	return r
 }

@@ -195,7 +195,9 @@ func TestBytesHaveARateAsWell(t *testing.T) {
 func TestAClientThatLeavesWhileItsRateHoldsItLosesNothing(t *testing.T) {
 	inBubble(t, func(w *world) {
 		w.rates = ratelimit.Config{Policy: ratelimit.Wait, Messages: 1, MessagesBurst: 1}
-		w.answer = on(func(http.ResponseWriter, *http.Request) {}) // an answer would meet a closed socket, and that ends all reading
+		// An answer would meet a closed socket, and so would a ping: that ends all reading.
+		w.answer = on(func(http.ResponseWriter, *http.Request) {})
+		w.config.PingInterval = time.Hour
 	}, func(b *bubble) {
 		c := b.dial()
 		for i := range 3 {

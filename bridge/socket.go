@@ -165,11 +165,7 @@ type attempt struct {
 var attempts = sync.Pool{New: func() any {
 	a := &attempt{}
 	a.run = func(fd uintptr) bool {
-		n, err := syscall.Write(int(fd), a.wire)
-		for err == syscall.EINTR {
-			n, err = syscall.Write(int(fd), a.wire)
-		}
-		a.n = max(n, 0)
+		a.n = sendNoWait(int(fd), a.wire)
 		return true
 	}
 	return a
