@@ -16,6 +16,7 @@ type metrics struct {
 	pushes   *prometheus.CounterVec // by verdict
 	dropped  *prometheus.CounterVec // by reason
 
+	lost              map[loss]prometheus.Counter // of dropped: a look-up by label takes as long as a drop
 	in, out           prometheus.Counter
 	bytesIn, bytesOut prometheus.Counter
 }
@@ -32,6 +33,10 @@ func newMetrics(registry prometheus.Registerer, b *Bridge) *metrics {
 		refused:  counter("wsbridge_handshakes_refused_total", "Handshakes refused, by gate.", "gate"),
 		pushes:   counter("wsbridge_pushes_total", "Pushes, by verdict.", "verdict"),
 		dropped:  counter("wsbridge_dropped_total", "Messages and disconnect events that were dropped, by reason.", "reason"),
+	}
+	m.lost = map[loss]prometheus.Counter{}
+	for _, why := range []loss{lossSlow, lossExpired, lossCollapsed, lossGone} {
+		m.lost[why] = m.dropped.WithLabelValues(string(why))
 	}
 	m.in, m.out = m.messages.WithLabelValues("in"), m.messages.WithLabelValues("out")
 	m.bytesIn, m.bytesOut = m.bytes.WithLabelValues("in"), m.bytes.WithLabelValues("out")

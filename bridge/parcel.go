@@ -251,7 +251,7 @@ func (b *Bridge) deliver(t target, o options, messages []upstream.Payload) {
 	}
 	r := b.send(t, b.newParcel(messages, o))
 	if t.kind == toOne && r.Queued == 0 {
-		b.metrics.dropped.WithLabelValues(string(lossGone)).Add(float64(len(messages)))
+		b.metrics.lost[lossGone].Add(float64(len(messages)))
 	}
 }
 

@@ -18,6 +18,7 @@ type queue struct {
 	shut     bool    // takes nothing more
 	messages []frame // the last of a queue that is shut is the close frame, which has no messages in it
 	bytes    int64   // cost of the messages
+	terms    int     // how many of them have a ttl or a key: without any, nobody looks through a long queue
 }
 
 // loss is why a message is dropped from a queue; its name is the label of a metric.
@@ -33,10 +34,10 @@ const (
 // add queues a frame. Where it does not fit within limit (bytes) it returns false, or makes room by dropping the oldest, as the policy says. What is dropped
 // is told to drop. An empty queue takes a frame of any size.
 func (q *queue) add(f frame, limit int64, policy SlowPolicy, drop func(frame, loss)) bool {
-	if key := f.key(); key != "" {
+	if key := f.key(); key != "" && q.terms > 0 {
 		q.remove(func(old *frame) bool { return old.key() == key }, lossCollapsed, drop)
 	}
-	if len(q.messages) > 0 && q.bytes+f.cost() > limit {
+	if q.terms > 0 && q.bytes+f.cost() > limit {
 		now := time.Now()
 		q.remove(func(old *frame) bool { return old.expired(now) }, lossExpired, drop)
 	}
@@ -47,8 +48,16 @@ func (q *queue) add(f frame, limit int64, policy SlowPolicy, drop func(frame, lo
 		drop(q.take(), lossSlow)
 	}
 	q.messages = append(q.messages, f)
-	q.bytes += f.cost()
+	q.count(f, 1)
 	return true
+}
+
+// count takes note of a frame that comes (1) or goes (-1).
+func (q *queue) count(f frame, sign int) {
+	q.bytes += int64(sign) * f.cost()
+	if f.terms != nil {
+		q.terms += sign
+	}
 }
 
 // remove drops the frames that match.
@@ -59,7 +68,7 @@ func (q *queue) remove(match func(*frame) bool, why loss, drop func(frame, loss)
 	kept := make([]frame, 0, len(q.messages)) // not in place: the array's beginning is gone
 	for i := range q.messages {
 		if f := q.messages[i]; match(&f) {
-			q.bytes -= f.cost()
+			q.count(f, -1)
 			drop(f, why)
 		} else {
 			kept = append(kept, f)
@@ -75,7 +84,7 @@ func (q *queue) take() frame {
 	if len(q.messages) == 0 {
 		q.messages = nil
 	}
-	q.bytes -= f.cost()
+	q.count(f, -1)
 	return f
 }
 
@@ -93,7 +102,7 @@ func (q *queue) pong(payload []byte) {
 // end queues the close frame as the last thing, at once or behind the messages that wait.
 func (q *queue) end(closing []byte, urgent bool) {
 	if urgent {
-		q.messages, q.bytes = nil, 0
+		q.messages, q.bytes, q.terms = nil, 0, 0
 	}
 	f := frame{wire: closing}
 	q.messages, q.bytes = append(q.messages, f), q.bytes+f.cost()

@@ -77,7 +77,7 @@ func (c *conn) drop(f frame, why loss) {
 	if why != lossCollapsed && why != lossExpired {
 		c.record.Dropped += uint64(f.messages)
 	}
-	c.bridge.metrics.dropped.WithLabelValues(string(why)).Add(float64(f.messages))
+	c.bridge.metrics.lost[why].Add(float64(f.messages))
 	c.unexpect(f)
 }
 
