@@ -111,13 +111,15 @@ func (b *Bridge) pushList(w http.ResponseWriter, r *http.Request) {
 		Next        string `json:"next,omitempty"`
 	}{Connections: []view{}}
 	for _, c := range b.registry.after(t, query.Get("after")) {
+		v := c.view()
+		if group != "" && !slices.Contains(v.Groups, group) {
+			continue
+		}
 		if len(page.Connections) == limit {
 			page.Next = page.Connections[limit-1].ID
 			break
 		}
-		if v := c.view(); group == "" || slices.Contains(v.Groups, group) {
-			page.Connections = append(page.Connections, v)
-		}
+		page.Connections = append(page.Connections, v)
 	}
 	answer(w, http.StatusOK, page)
 }

@@ -101,7 +101,7 @@ func parseTarget(path string) (target, error) {
 	}
 	rest, ok := strings.CutPrefix(path, "/")
 	kind, encoded, more := strings.Cut(rest, "/")
-	if !ok || !more || strings.Contains(encoded, "/") {
+	if !ok || !more || strings.ContainsAny(encoded, "/?#") {
 		return target{}, wrong
 	}
 	name, err := url.PathUnescape(encoded)
@@ -268,7 +268,11 @@ func (b *Bridge) route(c *conn, r *upstream.Reply) (target, options, *upstream.R
 	if err == nil {
 		var values url.Values
 		if values, err = url.ParseQuery(query); err == nil {
-			_, err = o.parseQuery(values, time.Now(), "except", "ttl", "collapse")
+			allowed := []string{"ttl", "collapse"}
+			if t.kind != toOne {
+				allowed = append(allowed, "except")
+			}
+			_, err = o.parseQuery(values, time.Now(), allowed...)
 		}
 	}
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"net/url"
 	"path"
 	"slices"
 	"strings"
@@ -157,7 +158,12 @@ func (b *Bridge) ready(w http.ResponseWriter, _ *http.Request) {
 
 // knownQuery refuses a request with a query parameter that means nothing here: an option that is ignored is a promise that is broken.
 func knownQuery(w http.ResponseWriter, r *http.Request, names ...string) bool {
-	for name := range r.URL.Query() {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		problem(w, http.StatusBadRequest, "", "the query can't be read: "+err.Error())
+		return false
+	}
+	for name := range query {
 		if !slices.Contains(names, name) {
 			noOption(w, r, name)
 			return false

@@ -16,6 +16,7 @@ type receipt struct {
 	pending   int        // connections whose word is still out, and one while they are being sent to
 	confirmed int
 	left      int           // connections that ended before
+	over      bool          // nobody waits any more
 	done      chan struct{} // closed when pending is 0
 }
 
@@ -54,7 +55,14 @@ func (r *receipt) wait(limit time.Duration) (confirmed, left int) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.over = true
 	return r.confirmed, r.left
+}
+
+func (r *receipt) isOver() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.over
 }
 
 // ponged takes note of a pong: what was sent before its ping has been received, earlier pings' messages included, whose pongs a client may

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"crypto/sha256"
+	"net/http"
 	"sync"
 	"time"
 )
@@ -35,12 +36,8 @@ type remembered struct {
 func (p *repeats) once(key string, print [sha256.Size]byte, send func() verdict) (v verdict, same bool) {
 	now := time.Now()
 	p.mu.Lock()
-	for len(p.oldest) > 0 && (now.Sub(p.oldest[0].at) >= repeatFor || len(p.oldest) >= maxRepeats) {
-		if old := p.oldest[0]; p.known[old.key] == old {
-			delete(p.known, old.key)
-		}
-		p.oldest[0] = nil
-		p.oldest = p.oldest[1:]
+	for len(p.oldest) > 0 && now.Sub(p.oldest[0].at) >= repeatFor {
+		p.forgetOldest()
 	}
 	if before := p.known[key]; before != nil {
 		p.mu.Unlock()
@@ -50,6 +47,9 @@ func (p *repeats) once(key string, print [sha256.Size]byte, send func() verdict)
 		<-before.done
 		return before.verdict, true
 	}
+	if len(p.oldest) >= maxRepeats {
+		p.forgetOldest()
+	}
 	r := &remembered{key: key, print: print, at: now, done: make(chan struct{})}
 	if p.known == nil {
 		p.known = map[string]*remembered{}
@@ -58,6 +58,22 @@ func (p *repeats) once(key string, print [sha256.Size]byte, send func() verdict)
 	p.oldest = append(p.oldest, r)
 	p.mu.Unlock()
 	defer close(r.done)
-	r.verdict = send()
+	if r.verdict = send(); r.verdict.status == http.StatusConflict { // nothing was sent: the next try is the first
+		p.mu.Lock()
+		if p.known[key] == r {
+			delete(p.known, key)
+		}
+		p.mu.Unlock()
+	}
 	return r.verdict, true
+}
+
+// forgetOldest forgets the verdict that has been remembered the longest. The lock is held.
+func (p *repeats) forgetOldest() {
+	old := p.oldest[0]
+	if p.known[old.key] == old {
+		delete(p.known, old.key)
+	}
+	p.oldest[0] = nil
+	p.oldest = p.oldest[1:]
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -43,7 +44,12 @@ func (b *Bridge) pushSend(w http.ResponseWriter, r *http.Request) {
 	if t.kind != toOne {
 		allowed = append(allowed, "except")
 	}
-	if name, err := o.parseQuery(r.URL.Query(), time.Now(), allowed...); errors.Is(err, errNoOption) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		problem(w, http.StatusBadRequest, "", "the query can't be read: "+err.Error())
+		return
+	}
+	if name, err := o.parseQuery(query, time.Now(), allowed...); errors.Is(err, errNoOption) {
 		noOption(w, r, name)
 		return
 	} else if err != nil {

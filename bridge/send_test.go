@@ -398,6 +398,7 @@ func TestEachLineOfABatchHasItsOwnVerdict(t *testing.T) {
 			{`{"to":"/connections/","body":"x"}`, `"field":"to"}`},
 			{`{"to":"/groups/a%20b","body":"x"}`, `"field":"to"}`},
 			{`{"to":"/elsewhere/x","body":"x"}`, `"field":"to"}`},
+			{`{"to":"/users/ada?ttl=5s","body":"x"}`, `"field":"to"}`},
 			{"{\"to\":\"/connections\",\"body\":\"\xff\"}", `{"status":400,`},
 			{`{"to":"/connections","body":"` + strings.Repeat("x", 101) + `"}`, `{"status":413,`},
 			{`{"to":"/connections","body":"` + strings.Repeat("x", 100_000) + `"}`, `{"status":413,`},
@@ -469,11 +470,89 @@ func TestAnAnswerMayGoToAGroupAUserOrAll(t *testing.T) {
 				t.Errorf("%s: the sender heard %d and the other %d, want %d and %d", row.to, got, more, row.own, row.more)
 			}
 		}
-		for _, wrong := range []string{"/groups/", "/group/x", "/connections/ME?confirm=5s", "/groups/a%20b", "/connections/a/b"} {
+		for _, wrong := range []string{"/groups/", "/group/x", "/connections/ME?except=x", "/groups/room?ttl=5%", "/connections/ME?confirm=5s", "/groups/a%20b", "/connections/a/b"} {
 			c := b.dial()
 			send(t, c, wrong)
 			if code, _ := closing(c); code != 1011 {
 				t.Errorf("%s: closed with %d, want 1011: the answer is invalid", wrong, code)
+			}
+		}
+	})
+}
+
+// An option that can't be read is not left out.
+func TestAQueryThatCannotBeReadIsRefused(t *testing.T) {
+	inBubble(t, func(w *world) { w.answer = joining }, func(b *bubble) {
+		heard := listen(b.dial())
+		for _, push := range []string{
+			"POST /groups/room?collapse=100%", "POST /groups/room?confirm=5s;ttl=5s", "POST /groups/room?ttl=5s&ttl=6s",
+			"DELETE /users/ada?reason=100%", "GET /connections?user=%zz", "PUT /groups/x/connections/" + b.ids()[0] + "?%",
+		} {
+			method, path, _ := strings.Cut(push, " ")
+			r, err := http.NewRequest(method, "/", strings.NewReader("x"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Host, r.RequestURI = "localhost", path
+			if r.URL, err = r.URL.Parse(path); err != nil { // as net/http's server does, which takes any query
+				t.Fatalf("%s: %v", path, err)
+			}
+			w := &recorder{header: http.Header{}}
+			if b.push.ServeHTTP(w, r); w.status != http.StatusBadRequest {
+				t.Errorf("%s: %d %s, want 400", push, w.status, w.body.String())
+			}
+		}
+		if got := heard(); len(got) != 0 || len(b.ids()) != 1 {
+			t.Errorf("heard %q, %d connections are left, want nothing done", got, len(b.ids()))
+		}
+	})
+}
+
+func TestConfirmationsThatNobodyWaitsForDoNotPileUp(t *testing.T) {
+	inBubble(t, func(w *world) { w.config.PongTimeout = time.Hour }, func(b *bubble) {
+		c := b.dial()
+		c.SetPingHandler(func(string) error { return nil }) // it answers none
+		listen(c)
+		id := b.ids()[0]
+		for range 1000 {
+			b.timed("POST", "/connections/"+id+"?confirm=1ms", "x")
+		}
+		conn := b.registry.find(id)
+		conn.mu.Lock()
+		defer conn.mu.Unlock()
+		if got := len(conn.receipts); got > 1 {
+			t.Errorf("%d are kept, want the last alone", got)
+		}
+	})
+}
+
+func TestAPageOfAUserInAGroupEndsWithItsLast(t *testing.T) {
+	inBubble(t, func(w *world) { w.answer = joining }, func(b *bubble) {
+		for range 4 {
+			listen(b.dial())
+		}
+		ids := b.ids()
+		for _, id := range ids[2:] {
+			b.timed("DELETE", "/groups/room/connections/"+id, "")
+		}
+		if _, body, _ := b.timed("GET", "/connections?user=ada&group=room&limit=2", ""); strings.Count(body, `"id":`) != 2 || strings.Contains(body, `"next"`) {
+			t.Errorf("got = %s, want two connections and no more", body)
+		}
+		if _, body, _ := b.timed("GET", "/connections?user=ada&group=room&limit=1", ""); !strings.Contains(body, `"next":"`+ids[0]+`"`) {
+			t.Errorf("got = %s, want one connection and where to go on", body)
+		}
+	})
+}
+
+// What was not sent, since the connection was opening, is sent by the next try under the same key.
+func TestAKeyIsNotUsedUpWhereNothingWasSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p repeats
+		statuses := []int{http.StatusConflict, http.StatusOK, http.StatusTeapot}
+		for i, want := range []int{http.StatusConflict, http.StatusOK, http.StatusOK} {
+			v, same := p.once("key", [32]byte{}, func() verdict { return verdict{status: statuses[i]} })
+			if v.status != want || !same {
+				t.Errorf("try %d: %d, %v, want %d", i, v.status, same, want)
 			}
 		}
 	})

@@ -26,7 +26,7 @@ import (
 )
 
 // patience is when a test gives up on something that should have happened. Nothing that is tested depends on its length.
-const patience = 30 * time.Second
+const patience = 90 * time.Second
 
 // raceDetector makes a data race fail the program at once. At its end the detector would otherwise linger for a second.
 const raceDetector = "GORACE=halt_on_error=1 atexit_sleep_ms=0"
@@ -37,6 +37,13 @@ func TestMain(m *testing.M) { os.Exit(runAll(m)) }
 
 func runAll(m *testing.M) int {
 	var err error
+	if os.Getenv(applicationAddress) != "" {
+		if err = runApplication(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
 	if scratch, err = os.MkdirTemp("", "wsbridge-e2e-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -288,6 +295,22 @@ func (s *sidecar) push(t *testing.T, id, text string) {
 	t.Helper()
 	if status, body := request(t, "POST", "http://"+s.pushes+"/connections/"+id, nil, text); status != http.StatusAccepted {
 		t.Fatalf("push to %s: %d %s", id, status, body)
+	}
+}
+
+// awaitMetric waits until the metric is there and not 0.
+func (s *sidecar) awaitMetric(t *testing.T, name string) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // a metric announces nothing
+		_, body := request(t, "GET", "http://"+s.pushes+"/metrics", nil, "")
+		for line := range strings.Lines(body) {
+			if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok && value != "0" {
+				return
+			}
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s does not come; the metrics are:\n%s", name, body)
+		}
 	}
 }
 

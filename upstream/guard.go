@@ -23,6 +23,9 @@ const (
 	boldProbe = 5
 	// lookAgain is how soon an event that waits for a busy backend looks whether it has gone down meanwhile.
 	lookAgain = 5 * time.Second
+	// suspicion is how long the turn of a POST that broke off is kept back. Where the whole backend has died, the others break off meanwhile and it
+	// counts as down; the next POST would else reach its listener in the last moments of that.
+	suspicion = 20 * time.Millisecond
 )
 
 // guard hands out the turns at the backend. Who asks first has the next one: each connection waits with one event at a time, so a chatty one
@@ -174,10 +177,20 @@ func (g *guard) withdraw(t *turn, why error) (*turn, *Reply) {
 func (g *guard) leave(t *turn, r *Reply) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.giveBack(t)
+	if r != nil && r.Outcome == Uncertain && r.Status == 0 && !r.TimedOut && !t.probe {
+		time.AfterFunc(suspicion, func() {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.giveBack(t)
+			g.dispatch()
+		})
+	} else {
+		g.giveBack(t)
+	}
 	switch {
 	case r == nil:
 		g.probeAgain(t)
+	case t.era != g.era: // it began before the backend last went down, and says nothing of how that is now
 	case r.away():
 		g.fails(t, r)
 	default:
@@ -206,10 +219,8 @@ func (g *guard) answered() {
 // fails takes note of a failure of the backend as a whole, or what may be one. The lock is held.
 func (g *guard) fails(t *turn, r *Reply) {
 	if g.down {
-		if t.era == g.era {
-			g.last = r
-			g.probeAgain(t)
-		}
+		g.last = r
+		g.probeAgain(t)
 		return
 	}
 	connection := ""

@@ -329,9 +329,55 @@ func TestARampThatFailsBeginsAnew(t *testing.T) {
 		g.leave(has(came), good)
 		for range 5 {
 			g.leave(g.now("poison"), hangingUp)
+			time.Sleep(suspicion)
 		}
 		if _, _, down := g.state(); down {
 			t.Error("one connection's message has taken the backend down")
+		}
+	})
+}
+
+// The last words of a backend that stops, or of one that was replaced, are no news of how it is now.
+func TestWhatBeganBeforeTheBackendWentDownSaysNothing(t *testing.T) {
+	inGate(t, 16, RetrySafe, func(g *gate) {
+		first, second, third := g.now("first"), g.now("second"), g.now("third")
+		g.fall(refusing)
+		g.leave(first, good)
+		if _, _, down := g.state(); !down {
+			t.Error("an answer to an old POST has brought the backend back")
+		}
+		came := g.later(of("a"))
+		time.Sleep(firstProbe)
+		g.leave(has(came), good)
+		g.leave(second, hangingUp)
+		g.leave(third, hangingUp)
+		if _, _, down := g.state(); down || !slices.Equal(g.told, []string{"down", "up"}) {
+			t.Errorf("told %q: the end of old POSTs has taken the new backend down", g.told)
+		}
+	})
+}
+
+// When a backend dies, its POSTs break off one after the other. Nobody is sent to its listener in the middle of that.
+func TestTheTurnOfAPostThatBrokeOffIsKeptBack(t *testing.T) {
+	inGate(t, 3, RetrySafe, func(g *gate) {
+		under := []*turn{g.now("a"), g.now("b"), g.now("c")}
+		next := g.later(of("d"))
+		for _, turn := range under {
+			g.leave(turn, hangingUp)
+			if has(next) != nil {
+				t.Fatal("the next has its turn at a backend that is dying")
+			}
+		}
+		if _, _, down := g.state(); !down {
+			t.Error("not down")
+		}
+	})
+	inGate(t, 1, RetrySafe, func(g *gate) {
+		g.leave(g.now("a"), hangingUp)
+		next := g.later(of("b"))
+		time.Sleep(suspicion)
+		if has(next) == nil {
+			t.Error("the turn does not come back")
 		}
 	})
 }
@@ -364,6 +410,7 @@ func TestPostsThatHangDoNotHoldUpTheRamp(t *testing.T) {
 		for _, h := range hanging {
 			g.leave(h, hangingUp)
 		}
+		time.Sleep(suspicion)
 		if busy, waiting, _ := g.state(); busy != 2 || waiting != 1 {
 			t.Errorf("%d POSTs at once and %d waiting, want 2 and 1: the ramp has room for two", busy, waiting)
 		}

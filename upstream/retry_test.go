@@ -180,8 +180,10 @@ func TestAMessageIsHeldForItsTimeAndNoLonger(t *testing.T) {
 				t.Errorf("%q: got = %s after %s, want %s after 1m30s", row.answer, r.Outcome, took, row.want)
 			}
 			last := 0 * time.Second
-			for i, one := range tries() {
-				if pause := one.at - last; pause > lastRetry || i > 0 && pause < firstRetry/2 {
+			seen := tries()
+			for i, one := range seen {
+				// The last comes when the time is over, however short that is behind the one before.
+				if pause := one.at - last; pause > lastRetry || i > 0 && i < len(seen)-1 && pause < firstRetry/2 {
 					t.Errorf("%q: try %d after a pause of %s", row.answer, i, pause)
 				}
 				last = one.at
