@@ -39,6 +39,7 @@ type options struct {
 	rates   ratelimit.Config
 	backend upstream.Config
 	answer  func(w http.ResponseWriter, e event) // the backend; it echoes unless a test says otherwise
+	url     string                               // of a backend of the test's own, in place of that one
 }
 
 // event is what the backend was sent.
@@ -95,7 +96,10 @@ func start(t testing.TB, change func(*options)) *rig {
 	}
 	r := &rig{change: make(chan struct{})}
 	backend := httptest.NewServer(r.backend(o.answer))
-	if err := o.backend.URL.UnmarshalText([]byte(backend.URL)); err != nil {
+	if o.url == "" {
+		o.url = backend.URL
+	}
+	if err := o.backend.URL.UnmarshalText([]byte(o.url)); err != nil {
 		t.Fatal(err)
 	}
 
