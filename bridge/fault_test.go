@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -89,9 +90,12 @@ func newHostile(t testing.TB, retry upstream.Retry, act func(*exchange)) *hostil
 	return h
 }
 
-// bind listens on plain TCP: Go's own choice is Multipath TCP, which knows no filters.
+// bind listens on plain TCP: Go's own choice is Multipath TCP, which knows no filters. The connections hold little that was not read, so that a large
+// message waits half sent for a backend that does not read it.
 func bind(address string) (net.Listener, error) {
-	var config net.ListenConfig
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 8<<10) })
+	}}
 	config.SetMultipathTCP(false)
 	return config.Listen(context.Background(), "tcp", address)
 }

@@ -31,7 +31,7 @@ import (
 )
 
 // patience is how long a test waits for what must come. Only a failing test waits that long.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // options are what a test may change before its rig starts.
 type options struct {

@@ -169,7 +169,8 @@ func sweepIdleLimit(t *testing.T, server backendServer, keepAlive, rounds int) {
 		if n, _ := fmt.Sscan(line, &kind, &id, &attempt); n < 3 || !strings.HasPrefix(kind, "wsbridge.") {
 			continue // that was idleLimit
 		}
-		if attempt != "1" {
+		// A disconnect event may be repeated: that is what it is made for.
+		if attempt != "1" && kind != "wsbridge.disconnect" {
 			retried++
 		}
 		if times[kind] == nil {
@@ -185,7 +186,7 @@ func sweepIdleLimit(t *testing.T, server backendServer, keepAlive, rounds int) {
 			t.Errorf("%d %s events, want %d", got, kind, want)
 		}
 		for id, n := range times[kind] {
-			if n > 1 {
+			if n > 1 && kind != "wsbridge.disconnect" {
 				t.Errorf("%s %s came %d times", kind, id, n)
 			}
 		}

@@ -330,6 +330,7 @@ func TestARampThatFailsBeginsAnew(t *testing.T) {
 		for range 5 {
 			g.leave(g.now("poison"), hangingUp)
 			time.Sleep(suspicion)
+			synctest.Wait()
 		}
 		if _, _, down := g.state(); down {
 			t.Error("one connection's message has taken the backend down")
@@ -411,6 +412,7 @@ func TestPostsThatHangDoNotHoldUpTheRamp(t *testing.T) {
 			g.leave(h, hangingUp)
 		}
 		time.Sleep(suspicion)
+		synctest.Wait()
 		if busy, waiting, _ := g.state(); busy != 2 || waiting != 1 {
 			t.Errorf("%d POSTs at once and %d waiting, want 2 and 1: the ramp has room for two", busy, waiting)
 		}
