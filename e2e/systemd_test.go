@@ -205,15 +205,19 @@ func TestTheUnitUnderARealSystemd(t *testing.T) {
 	}
 
 	b := &backend{events: make(chan event, 100)}
-	listener, err := net.Listen("unix", m.path("/run/app.sock"))
-	if err != nil {
-		t.Fatal(err)
+	startApplication := func(t *testing.T) *http.Server {
+		listener, err := net.Listen("unix", m.path("/run/app.sock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := &http.Server{Handler: b.handler(echo)}
+		go server.Serve(listener)
+		m.must(t, "chmod 0666 /run/app.sock")
+		return server
 	}
-	server := &http.Server{Handler: b.handler(echo)}
-	go server.Serve(listener)
-	t.Cleanup(func() { server.Close() })
-	m.must(t, "chmod 0666 /run/app.sock")
-	good := []string{string(shipped), raceDetector, "WSBRIDGE_LOG_LEVEL=debug",
+	application := startApplication(t)
+	t.Cleanup(func() { application.Close() })
+	good := []string{string(shipped), raceDetector, "WSBRIDGE_LOG_LEVEL=debug", "WSBRIDGE_DRAIN_TIMEOUT=5s",
 		"WSBRIDGE_BACKEND_URL=http://unix:/run/app.sock:/events", "WSBRIDGE_LISTEN=unix:/run/wsbridge/ws.sock"}
 	dialer := websocket.Dialer{NetDialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", m.path("/run/wsbridge/ws.sock"))
@@ -308,6 +312,24 @@ func TestTheUnitUnderARealSystemd(t *testing.T) {
 			t.Errorf("end = %q, want success, 0, inactive", got)
 		}
 	})
+	t.Run("a stop while the application is away keeps its goodbyes for the next start", func(t *testing.T) {
+		m.must(t, "systemctl start wsbridge")
+		c := connect(t, dialer, "ws://example.org/ws", nil)
+		b.expect(t, "connect")
+		application.Close()
+		m.must(t, "systemctl stop wsbridge")
+		c.ends(t, 1001)
+		if got := m.must(t, "stat -c %a /var/lib/private/wsbridge /var/lib/private/wsbridge/goodbyes-*.ndjson"); got != "700\n600\n" {
+			t.Errorf("modes of the directory and its file = %q, want 700 and 600", got)
+		}
+		application = startApplication(t)
+		m.must(t, "systemctl start wsbridge")
+		if e := b.expect(t, "disconnect"); !strings.Contains(e.body, `"code":1001`) {
+			t.Errorf("disconnect event: %s, want code 1001", e.body)
+		}
+		m.must(t, "systemctl stop wsbridge")
+	})
+
 	t.Run("its lines for nginx's group and for secret files work", func(t *testing.T) {
 		on := strings.NewReplacer("\n#Group=", "\nGroup=", "\n#LoadCredential=", "\nLoadCredential=", "\n#Environment=", "\nEnvironment=").Replace(string(unit))
 		m.install(t, "/etc/systemd/system/wsbridge.service", "0644", strings.NewReader(on))
