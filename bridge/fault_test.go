@@ -76,18 +76,27 @@ func newHostile(t testing.TB, retry upstream.Retry, act func(*exchange)) *hostil
 		port: l, conns: map[*net.TCPConn]struct{}{}, times: map[string]int{}, changed: make(chan struct{}),
 	}
 	h.serving.Go(func() { h.accept(l) })
-	t.Cleanup(func() {
-		close(h.over)
+	t.Cleanup(h.stop)
+	return h
+}
+
+// stop ends the backend, whose rig is gone by now, and so are the rig's connections.
+func (h *hostile) stop() {
+	close(h.over)
+	h.mu.Lock()
+	h.port.Close()
+	h.mu.Unlock()
+	alarm := time.AfterFunc(patience, func() {
 		h.mu.Lock()
-		h.port.Close()
+		defer h.mu.Unlock()
+		h.t.Errorf("%d connections to the backend were left open", len(h.conns))
 		for conn := range h.conns {
 			conn.Close()
 		}
-		h.mu.Unlock()
-		h.serving.Wait()
-		h.check()
 	})
-	return h
+	h.serving.Wait()
+	alarm.Stop()
+	h.check()
 }
 
 // bind listens on plain TCP: Go's own choice is Multipath TCP, which knows no filters. The connections hold little that was not read, so that a large
@@ -1120,6 +1129,32 @@ func TestFaultOfAConnectOrADisconnectEventMakesNoOther(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What is left of a message that was answered before all of it was sent, must not be taken for the next request.
+func TestFaultOfAnAnswerAmidAMessageConcernsNoOther(t *testing.T) {
+	t.Parallel()
+	const large = 8 << 20 // bytes: more than sockets hold
+	for name, then := range map[string]func(*exchange){"it reads on": func(x *exchange) { x.take() }, "it reads no more": (*exchange).hang, "it ends": (*exchange).end} {
+		t.Run(name, func(t *testing.T) {
+			h := newHostile(t, upstream.RetryNever, func(x *exchange) {
+				switch {
+				case x.length == large:
+					x.say("HTTP/1.1 413 Content Too Large\r\nContent-Type: text/plain\r\nContent-Length: 7\r\n\r\ntoo big")
+					then(x)
+				case x.take():
+					x.reply()
+				}
+			})
+			c := h.dial(start(t, h.config(func(o *options) { o.bridge.MaxMessage = large })), "/ws")
+			c.write(text("before"), text(strings.Repeat(".", large)), text("behind"))
+			c.want(text("before"), text("too big"), text("behind"))
+			if err := c.bye(); err != nil {
+				t.Error(err)
+			}
+			h.awaitGoodbyes()
+		})
+	}
 }
 
 // However much a backend says, little of it is kept: what is allocated at all, is an upper bound of that.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"syscall"
@@ -97,22 +96,11 @@ func (r *findings) listener(ctx context.Context, name, address string, s setting
 func running(ctx context.Context, pushListen string) bool {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	// The address is dialed as it would be bound: an empty host, or that of all interfaces, is this machine.
-	transport := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			network, place, err := splitAddress(pushListen)
-			if err != nil {
-				return nil, err
-			}
-			return (&net.Dialer{}).DialContext(ctx, network, place)
-		},
-	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/healthz", nil)
 	if err != nil {
 		return false
 	}
-	answer, err := transport.RoundTrip(request)
+	answer, err := transportTo(pushListen).RoundTrip(request)
 	if err != nil {
 		return false
 	}

@@ -10,23 +10,28 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 )
 
 const usage = `wsbridge [command]
 
-  (none)    serve, configured by WSBRIDGE_… variables; WSBRIDGE_BACKEND_URL is all that is required
-  demo      run a chat to try: sidecar, application and page
-  check     say whether this environment would start, and whether the backend answers
-  env       print the settings as an environment file
-  version   print the version
+  (none)       serve, configured by WSBRIDGE_… variables; WSBRIDGE_BACKEND_URL is all that is required
+  demo         run a chat to try: sidecar, application and page
+  check        say whether this environment would start, and whether the backend answers
+  push         send a message to a connection, a user, a group or everyone (wsbridge push --help)
+  connections  list the connections that are open (wsbridge connections --help)
+  env          print the settings as an environment file
+  version      print the version
 `
 
 // The exit codes.
 const (
-	exitFailure  = 1 // it could not start, or was stopped before it had drained
-	exitSettings = 2 // a setting or the command line is at fault; nothing was started
+	exitFailure     = 1 // it could not start, was stopped before it had drained, or could not be asked
+	exitSettings    = 2 // a setting or the command line is at fault; nothing was started
+	exitGone        = 3 // the connection is not open
+	exitUnconfirmed = 4 // not every client has confirmed the message in time
 )
 
 func main() {
@@ -36,7 +41,7 @@ func main() {
 		paceGC()
 	}
 	ctx, stop := untilSignal(context.Background())
-	code := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	code := run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
@@ -57,12 +62,12 @@ func untilSignal(ctx context.Context) (context.Context, func()) {
 }
 
 // run runs one command and returns its exit code.
-func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	command := ""
 	if len(args) > 0 {
 		command, args = args[0], args[1:]
 	}
-	if len(args) > 0 && command != "demo" {
+	if len(args) > 0 && !slices.Contains([]string{"demo", "push", "connections"}, command) {
 		fmt.Fprintf(stderr, "wsbridge: %s takes no arguments, not %q\n\n%s", command, args, usage)
 		return exitSettings
 	}
@@ -74,6 +79,10 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		err = demo(ctx, args, stdout, stderr)
 	case "check":
 		return check(ctx, environ, stdout)
+	case "push":
+		err = push(ctx, args, environ, stdin, stdout)
+	case "connections":
+		err = connections(ctx, args, environ, stdout)
 	case "env":
 		err = errors.Join(faultsAsErrors(printEnv(stdout, environ))...)
 	case "version":
@@ -92,6 +101,9 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	}
 	if _, ok := errors.AsType[fault](err); ok {
 		return exitSettings
+	}
+	if r, ok := errors.AsType[refusal](err); ok {
+		return r.exit
 	}
 	return exitFailure
 }

@@ -211,6 +211,39 @@ func (f fault) Error() string {
 func parse(environ []string) (settings, []fault) {
 	var s settings
 	p := parsing{values: variables(environ), groups: groups(&s)}
+	p.read()
+	p.fillDefaults(&s)
+	if s.Bridge.StateDir == "" {
+		s.Bridge.StateDir = stateDirectory(environ)
+	}
+	p.checkBackend(&s.Backend)
+	p.checkProcess(&s)
+	return s, p.inOrder()
+}
+
+// parsePush reads what it takes to push: where, and with which token. Its faults are those of that and of unknown variables; the others
+// are the service's alone.
+func parsePush(environ []string) (address, token string, faults []fault) {
+	var s settings
+	p := parsing{values: variables(environ), groups: groups(&s)}
+	p.read()
+	p.checkPush(&s)
+	known := p.names()
+	faults = slices.DeleteFunc(p.inOrder(), func(f fault) bool {
+		return slices.Contains(known, f.Variable) && f.Variable != "WSBRIDGE_PUSH_LISTEN" && !strings.HasPrefix(f.Variable, "WSBRIDGE_PUSH_TOKEN")
+	})
+	return s.Process.PushListen, s.Bridge.PushToken, faults
+}
+
+// parsing is one reading of the environment.
+type parsing struct {
+	values map[string]string // of the variables that are set; a secret's may have come from a file
+	groups []group
+	faults []fault
+}
+
+// read fills the settings with what the variables say, each for itself.
+func (p *parsing) read() {
 	p.refuseUnknown()
 	for _, g := range p.groups {
 		for _, one := range g.Settings {
@@ -226,20 +259,6 @@ func parse(environ []string) (settings, []fault) {
 			p.checkMin(one)
 		}
 	}
-	p.fillDefaults(&s)
-	if s.Bridge.StateDir == "" {
-		s.Bridge.StateDir = stateDirectory(environ)
-	}
-	p.checkBackend(&s.Backend)
-	p.checkProcess(&s)
-	return s, p.inOrder()
-}
-
-// parsing is one reading of the environment.
-type parsing struct {
-	values map[string]string // of the variables that are set; a secret's may have come from a file
-	groups []group
-	faults []fault
 }
 
 // variables returns those of the environment that are ours and set to something. Orchestrators inject WSBRIDGE_SERVICE_* and
@@ -574,11 +593,10 @@ func notForwarded(name string) string {
 
 func (p *parsing) checkProcess(s *settings) {
 	c := &s.Process
-	for name, address := range map[string]string{"WSBRIDGE_LISTEN": c.Listen, "WSBRIDGE_PUSH_LISTEN": c.PushListen} {
-		if _, _, err := splitAddress(address); err != nil {
-			p.refuse(name, "%v", err)
-		}
+	if _, _, err := splitAddress(c.Listen); err != nil {
+		p.refuse("WSBRIDGE_LISTEN", "%v", err)
 	}
+	p.checkPush(s)
 	listeners := !p.refused("WSBRIDGE_LISTEN") && !p.refused("WSBRIDGE_PUSH_LISTEN")
 	if listeners && overlap(c.Listen, c.PushListen) {
 		p.refuse("WSBRIDGE_PUSH_LISTEN", "the same as WSBRIDGE_LISTEN (%s); clients and pushes need an address each", c.Listen)
@@ -592,9 +610,15 @@ func (p *parsing) checkProcess(s *settings) {
 	if !validNode(c.Node) {
 		p.refuse("WSBRIDGE_NODE", "not a node's name; allowed: letters, digits, dot, dash and underscore, at most 63")
 	}
+}
+
+func (p *parsing) checkPush(s *settings) {
+	if _, _, err := splitAddress(s.Process.PushListen); err != nil {
+		p.refuse("WSBRIDGE_PUSH_LISTEN", "%v", err)
+	}
 	token := s.Bridge.PushToken
-	if token == "" && !p.refused("WSBRIDGE_PUSH_TOKEN_FILE") && !p.refused("WSBRIDGE_PUSH_LISTEN") && !loopback(c.PushListen) {
-		p.refuse("WSBRIDGE_PUSH_TOKEN", "must be set (or WSBRIDGE_PUSH_TOKEN_FILE), since other hosts may reach WSBRIDGE_PUSH_LISTEN=%s", c.PushListen)
+	if token == "" && !p.refused("WSBRIDGE_PUSH_TOKEN_FILE") && !p.refused("WSBRIDGE_PUSH_LISTEN") && !loopback(s.Process.PushListen) {
+		p.refuse("WSBRIDGE_PUSH_TOKEN", "must be set (or WSBRIDGE_PUSH_TOKEN_FILE), since other hosts may reach WSBRIDGE_PUSH_LISTEN=%s", s.Process.PushListen)
 	}
 	if strings.TrimSpace(token) != token || !printable(token) {
 		p.refuse("WSBRIDGE_PUSH_TOKEN", "must be printable ASCII without space around it, or no request could carry it")
