@@ -1134,7 +1134,7 @@ func TestFaultOfAConnectOrADisconnectEventMakesNoOther(t *testing.T) {
 // What is left of a message that was answered before all of it was sent, must not be taken for the next request.
 func TestFaultOfAnAnswerAmidAMessageConcernsNoOther(t *testing.T) {
 	t.Parallel()
-	const large = 8 << 20 // bytes: more than sockets hold
+	const large = 4 << 20 // bytes: more than sockets hold
 	for name, then := range map[string]func(*exchange){"it reads on": func(x *exchange) { x.take() }, "it reads no more": (*exchange).hang, "it ends": (*exchange).end} {
 		t.Run(name, func(t *testing.T) {
 			h := newHostile(t, upstream.RetryNever, func(x *exchange) {

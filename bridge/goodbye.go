@@ -4,7 +4,6 @@ import (
 	"container/heap"
 	"log/slog"
 	"math"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -145,7 +144,7 @@ func (b *Bridge) postGoodbyes() {
 			g.stopped = true
 		default:
 			f.event.Attempt++
-			f.due = now.Add(max(goodbyePause(f.tries), reply.After))
+			f.due = now.Add(max(upstream.Backoff(f.tries, firstGoodbyeRetry, lastGoodbyeRetry), reply.After))
 			f.tries++
 			if f.due.After(f.until) {
 				g.bytes -= f.bytes
@@ -170,15 +169,6 @@ func (b *Bridge) wakeAt(at, now time.Time) {
 		return
 	}
 	g.timer.Reset(at.Sub(now))
-}
-
-// goodbyePause is how long to wait behind so many tries: at least half of a time that doubles.
-func goodbyePause(tries int) time.Duration {
-	wait := lastGoodbyeRetry
-	if tries < 6 {
-		wait = min(firstGoodbyeRetry<<tries, lastGoodbyeRetry)
-	}
-	return wait/2 + rand.N(wait/2)
 }
 
 // taken reports whether the backend has had its disconnect event: a refusal counts, for it would be the same the next time.

@@ -262,7 +262,7 @@ func (g *guard) probeAgain(t *turn) {
 
 // schedule sets the time of the next probe. The lock is held.
 func (g *guard) schedule() {
-	wait := backoff(g.probes, firstProbe, lastProbe)
+	wait := Backoff(g.probes, firstProbe, lastProbe)
 	if g.last.Outcome == Later {
 		wait = max(wait, min(g.last.After, g.limit))
 	}

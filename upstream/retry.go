@@ -49,7 +49,7 @@ func (c *Client) Post(ctx context.Context, e *Event) *Reply {
 		if until.IsZero() {
 			until = now.Add(c.config.RetryFor)
 		}
-		wait := max(min(backoff(tries, firstRetry, lastRetry), until.Sub(now)), r.After)
+		wait := max(min(Backoff(tries, firstRetry, lastRetry), until.Sub(now)), r.After)
 		if wait <= 0 || now.Add(wait).After(until) {
 			if r.Outcome == Uncertain && e.Type == Message {
 				r.Outcome, r.Err = Later, fmt.Errorf("given up: %w", r.Err)
@@ -81,9 +81,9 @@ func (p Retry) again(r *Reply) bool {
 	return false
 }
 
-// backoff returns how long to wait behind so many tries: between the half and the whole of a time that doubles with each, so that those who
-// failed together don't come back together.
-func backoff(tries int, first, last time.Duration) time.Duration {
+// Backoff returns how long to wait behind so many tries: between the half and the whole of a time that doubles with each from the first, which is
+// at least 2ns, to the last, so that those who failed together don't come back together.
+func Backoff(tries int, first, last time.Duration) time.Duration {
 	wait := last
 	if tries < 16 {
 		wait = min(first<<tries, last)
