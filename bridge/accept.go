@@ -119,7 +119,7 @@ func (b *Bridge) admit(w http.ResponseWriter, r *http.Request, from peer) (*conn
 	}
 	handshake := b.upstream.Handshake(r)
 	handshake.ForwardedFor, handshake.Proto, handshake.Host, handshake.Address = from.ForwardedFor, from.Proto, from.Host, from.realIP()
-	c := b.newConn(record{ID: newID(now), Since: now, Handshake: *handshake})
+	c := b.newConn(record{ID: b.newID(now), Since: now, Handshake: *handshake})
 	b.registry.add(c)
 	if b.isDraining() { // the drain may have looked just before
 		c.end(closeShutdown())
@@ -144,10 +144,11 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	if reply.Outcome != upstream.Accepted {
 		return nil, func(w http.ResponseWriter) { refusal(w, reply) }
 	}
-	c.learn(reply, time.Now())
 	c.mu.Lock()
+	c.accepted = true
 	c.record.Subprotocol = reply.Subprotocol
 	c.mu.Unlock()
+	c.learn(reply, time.Now())
 	b.deliver(to, options, reply.Messages)
 	if why := closeFor(reply); why != nil {
 		c.end(why)

@@ -45,6 +45,7 @@ type Bridge struct {
 	serving  atomic.Bool
 	upgraded atomic.Int64
 	receipts atomic.Uint64 // of pushes, so far
+	lastID   atomic.Int64  // Unix microseconds in the last id
 	repeats  repeats
 	mu       sync.Mutex // guards draining: no connection is accepted behind the drain's back
 	draining bool

@@ -38,13 +38,14 @@ type conn struct {
 	lastMessage atomic.Int64 // either way, Unix nanoseconds
 	standing    atomic.Bool  // we have stopped reading: silence says nothing of the client
 
-	mu      sync.Mutex // guards the following
-	changed sync.Cond  // inbox, pending, sealed, the end
-	record  record
-	why     *Close // the cause of ctx, where a broadcast finds it without a look at another piece of memory for each connection
-	opening bool   // the 101 is not out yet
-	sealed  bool   // the close frame is out, or never will be
-	over    bool   // no task is started any more
+	mu       sync.Mutex // guards the following
+	changed  sync.Cond  // inbox, pending, sealed, the end
+	record   record
+	why      *Close // the cause of ctx, where a broadcast finds it without a look at another piece of memory for each connection
+	opening  bool   // the 101 is not out yet
+	accepted bool   // the backend has accepted it
+	sealed   bool   // the close frame is out, or never will be
+	over     bool   // no task is started any more
 
 	inbox      []message
 	inboxBytes int64
@@ -100,10 +101,11 @@ func (c *conn) end(why *Close) {
 	}
 }
 
+// isOpening reports whether the backend has not accepted the connection yet.
 func (c *conn) isOpening() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.opening
+	return c.opening && !c.accepted
 }
 
 // ending returns why the connection ends, or nil while it is open.

@@ -404,6 +404,8 @@ func (x *exchange) take() bool {
 func (x *exchange) takeHalf() {
 	half := make([]byte, x.length/2)
 	io.ReadFull(x.reader, half)
+	x.backend.mu.Lock()
+	defer x.backend.mu.Unlock()
 	x.body, x.length = string(half), x.length-len(half)
 }
 

@@ -38,7 +38,7 @@ func (c *conn) view() view {
 	defer c.mu.Unlock()
 	r := &c.record
 	v := view{
-		ID: r.ID, Opening: c.opening, User: r.User, Groups: append([]string{}, r.Groups...), Address: r.Handshake.Address, Path: r.Handshake.Path,
+		ID: r.ID, Opening: c.opening && !c.accepted, User: r.User, Groups: append([]string{}, r.Groups...), Address: r.Handshake.Address, Path: r.Handshake.Path,
 		Subprotocol: r.Subprotocol, Since: r.Since.UTC(), LastSeen: r.Since.UTC(),
 		MessagesIn: r.MessagesIn, MessagesOut: r.MessagesOut, BytesIn: r.BytesIn, BytesOut: r.BytesOut, Dropped: r.Dropped,
 	}

@@ -65,8 +65,10 @@ func (r *round) act(x *exchange) {
 	mishaps := []mishap{
 		{10, whole(func() { x.say(part); x.end() })},
 		{10, whole(func() { x.say(part); x.reset() })},
-		{5, func() { x.end() }},
-		{5, func() { x.reset() }},
+		{3, x.end},
+		{3, x.reset},
+		{3, func() { x.takeHalf(); x.end() }},
+		{3, func() { x.takeHalf(); x.reset() }},
 		{3, whole(func() { x.say(part) })}, // and no more: it takes the timeout
 		{2, x.hang},
 		{5, whole(func() { x.say("HTTP/1.1 502 No\r\nContent-Length: 0\r\n\r\n") })},
@@ -318,7 +320,7 @@ func TestPropertyNothingIsLostAndNothingIsDoneTwice(t *testing.T) {
 		}
 		return value
 	}
-	rounds, seed := number("WSBRIDGE_ROUNDS", 12), number("WSBRIDGE_SEED", uint64(rand.Uint32()))
+	rounds, seed := number("WSBRIDGE_ROUNDS", 20), number("WSBRIDGE_SEED", uint64(rand.Uint32()))
 	sideBySide(t, func(run func(string, func(*testing.T))) {
 		for seed, end := seed, seed+rounds; seed < end; seed++ {
 			retry, hurry := upstream.RetrySafe, seed/2%3 == 0

@@ -33,14 +33,22 @@ type record struct {
 // idAlphabet keeps the order of the bytes it encodes, is safe in a URL and has no letters that look alike in one case.
 const idAlphabet = "0123456789abcdefghijklmnopqrstuv"
 
-// newID returns an id of 36 characters: 48 bits of milliseconds, so that ids sort by time, and 128 random bits, so that nobody
-// guesses one.
-func newID(now time.Time) string {
+// newID returns an id of 36 characters: 56 bits of microseconds, no two the same, so that ids sort by time, and 120 random bits, so
+// that nobody guesses one.
+func (b *Bridge) newID(now time.Time) string {
+	at := now.UnixMicro()
+	for {
+		last := b.lastID.Load()
+		at = max(at, last+1)
+		if b.lastID.CompareAndSwap(last, at) {
+			break
+		}
+	}
 	var raw [22]byte
 	var stamp [8]byte
-	binary.BigEndian.PutUint64(stamp[:], uint64(now.UnixMilli()))
-	copy(raw[:6], stamp[2:])
-	rand.Read(raw[6:]) // never fails, since Go 1.24
+	binary.BigEndian.PutUint64(stamp[:], uint64(at))
+	copy(raw[:7], stamp[1:])
+	rand.Read(raw[7:]) // never fails, since Go 1.24
 	return base32.NewEncoding(idAlphabet).WithPadding(base32.NoPadding).EncodeToString(raw[:])
 }
 

@@ -526,6 +526,19 @@ func TestConfirmationsThatNobodyWaitsForDoNotPileUp(t *testing.T) {
 	})
 }
 
+func TestIDsSortByTimeWithinAMillisecond(t *testing.T) {
+	var b Bridge
+	now := time.Now()
+	last := ""
+	for i := range 1000 {
+		id := b.newID(now.Add(time.Duration(i%7) * -time.Millisecond)) // a clock may go back
+		if id <= last || len(id) != 36 {
+			t.Fatalf("id %q behind %q", id, last)
+		}
+		last = id
+	}
+}
+
 func TestAPageOfAUserInAGroupEndsWithItsLast(t *testing.T) {
 	inBubble(t, func(w *world) { w.answer = joining }, func(b *bubble) {
 		for range 4 {

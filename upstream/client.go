@@ -60,7 +60,7 @@ func New(config Config, node string, registry prometheus.Registerer, dial func(c
 		return nil, err
 	}
 	c.pool = &pool{dial: func(ctx context.Context) (*conn, error) { return connect(ctx, dial, secure) }}
-	c.guard = newGuard(config, c.alive)
+	c.guard = newGuard(config, c.alive, c.pool.renew)
 	if registry != nil {
 		gauge := func(name, help string, value func(busy, waiting int, down bool) int) prometheus.Collector {
 			return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(value(c.guard.state())) })
@@ -219,7 +219,7 @@ func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time)
 		switch {
 		case untaken && line.reused && ctx.Err() == nil && time.Now().Before(deadline):
 			c.repeats.Inc()
-			open = c.pool.dial
+			open = c.pool.fresh
 			continue
 		case untaken:
 			return nil, nil, timed(&lostError{error: err, outcome: Unreachable})

@@ -39,6 +39,7 @@ type conn struct {
 	answered bool  // a byte of the answer has come
 	failure  error // of the last read, when it failed: the line broke, and not a rule
 	reused   bool  // it has carried a request before
+	era      int   // of the pool, when it was opened
 
 	since time.Time // it is idle since
 	until time.Time // it may be used again until

@@ -36,8 +36,9 @@ type guard struct {
 	limit time.Duration // how long an event waits for a backend that is down
 	retry Retry
 	alive func(context.Context, *Handshake) *Reply // a probe that is no event
-	told  func(down bool, why error)               // called with the lock held: it must not call back
-	ctx   context.Context                          // of the probes
+	fell  func()                                   // the backend has gone down; called with the lock held, like told: neither may call back
+	told  func(down bool, why error)
+	ctx   context.Context // of the probes
 	stop  context.CancelFunc
 
 	mu      sync.Mutex // guards the following
@@ -70,9 +71,9 @@ type turn struct {
 	era   int
 }
 
-func newGuard(config Config, alive func(context.Context, *Handshake) *Reply) *guard {
+func newGuard(config Config, alive func(context.Context, *Handshake) *Reply, fell func()) *guard {
 	g := &guard{
-		most: config.MaxConcurrent, allowed: config.MaxConcurrent, limit: config.RetryFor, retry: config.Retry, alive: alive, told: func(bool, error) {},
+		most: config.MaxConcurrent, allowed: config.MaxConcurrent, limit: config.RetryFor, retry: config.Retry, alive: alive, fell: fell, told: func(bool, error) {},
 	}
 	g.ctx, g.stop = context.WithCancel(context.Background())
 	return g
@@ -248,6 +249,7 @@ func (g *guard) fails(t *turn, r *Reply) {
 	if t.event != nil {
 		g.target = t.event.Handshake
 	}
+	g.fell()
 	g.told(true, r.Err)
 	g.schedule()
 }

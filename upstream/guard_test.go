@@ -35,7 +35,7 @@ func inGate(t *testing.T, most int, retry Retry, test func(*gate)) {
 			g.asked = append(g.asked, time.Now())
 			r := g.answer
 			return &r
-		})
+		}, func() {})
 		g.guard.told = func(down bool, why error) {
 			if down != (why != nil) {
 				t.Errorf("down = %v, why = %v", down, why)

@@ -29,6 +29,7 @@ type pool struct {
 	timer  *time.Timer
 	due    time.Time // of the timer; zero when it is not set
 	closed bool
+	era    int // how often the connections were given up
 }
 
 // take returns the idle connection that was used last and still stands, or else a fresh one.
@@ -38,7 +39,7 @@ func (p *pool) take(ctx context.Context) (*conn, error) {
 		last := len(p.idle) - 1
 		if last < 0 {
 			p.mu.Unlock()
-			return p.dial(ctx)
+			return p.fresh(ctx)
 		}
 		c := p.idle[last]
 		p.idle[last] = nil
@@ -51,11 +52,36 @@ func (p *pool) take(ctx context.Context) (*conn, error) {
 	}
 }
 
+// fresh returns a new connection.
+func (p *pool) fresh(ctx context.Context) (*conn, error) {
+	p.mu.Lock()
+	era := p.era
+	p.mu.Unlock()
+	c, err := p.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.era = era
+	return c, nil
+}
+
+// renew gives up the connections that there are. A backend that is down may still answer on them, while it stops: that is no way to learn
+// whether it takes new ones.
+func (p *pool) renew() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.era++
+	for _, c := range p.idle {
+		c.Close()
+	}
+	p.idle = nil
+}
+
 // put keeps a connection for the next request.
 func (p *pool) put(c *conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
+	if p.closed || c.era != p.era {
 		c.Close()
 		return
 	}

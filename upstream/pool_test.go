@@ -63,6 +63,39 @@ func TestIdleConnectionsGoSoon(t *testing.T) {
 	})
 }
 
+// A backend that stops may answer on the connections that it has for a while, and takes no new ones.
+func TestConnectionsFromBeforeAnOutageAreNotUsedBehindIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dialed := 0
+		p := pool{dial: func(context.Context) (*conn, error) {
+			dialed++
+			here, _ := net.Pipe()
+			return newConn(here), nil
+		}}
+		defer p.close()
+		take := func() *conn {
+			c, err := p.take(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.since, c.until = time.Now(), time.Now().Add(time.Second)
+			return c
+		}
+		idle, busy := take(), take()
+		p.put(idle)
+		p.renew()
+		p.put(busy)
+		if c := take(); c == idle || c == busy || dialed != 3 {
+			t.Error("one from before is used")
+		} else {
+			p.put(c)
+		}
+		if take(); dialed != 3 {
+			t.Error("one from behind it is not used again")
+		}
+	})
+}
+
 func TestTheConnectionThatWasUsedLastIsTakenFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dialed := 0
