@@ -38,6 +38,16 @@ func arrived(conn *net.TCPConn) bool {
 	return waiting == 0
 }
 
+// abandoned reports whether the other side has done with a connection, whatever of it may not have been read.
+func abandoned(conn *net.TCPConn) (done bool) {
+	const established = 1
+	control(conn, func(fd int) {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		done = err == nil && info.State != established
+	})
+	return done
+}
+
 // ended reports whether the other side has closed the connection.
 func ended(fd int) bool {
 	var one [1]byte

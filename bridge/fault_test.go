@@ -54,6 +54,7 @@ type delivery struct {
 	body                         string
 	whole                        bool // it was read to its end
 	declined                     bool // the answer says that it was not taken
+	late                         bool // the bridge had given it up before it was read
 }
 
 func (d *delivery) String() string {
@@ -246,6 +247,7 @@ func (h *hostile) receive(conn *net.TCPConn, r *bufio.Reader) (*exchange, error)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	d.late = abandoned(conn) // asked under the lock: what the bridge does then is seen behind this
 	h.seen = append(h.seen, d)
 	h.times[d.id]++
 	h.tell()
@@ -334,6 +336,9 @@ func (h *hostile) check() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, d := range h.seen {
+		if d.late {
+			continue
+		}
 		before := last[d.connection]
 		if before == nil {
 			before = &delivery{}
@@ -1157,6 +1162,48 @@ func TestFaultOfAnAnswerAmidAMessageConcernsNoOther(t *testing.T) {
 			h.awaitGoodbyes()
 		})
 	}
+}
+
+// A message that is given up while the backend is down concerns its own client. Who waits to be accepted then is told in HTTP.
+func TestFaultThatAMessageIsGivenUpForLeavesHandshakesAnAnswer(t *testing.T) {
+	t.Parallel()
+	var hangs atomic.Bool
+	h := newHostile(t, upstream.RetryAlways, func(x *exchange) {
+		if hangs.Load() {
+			x.hang()
+		} else if x.take() {
+			x.reply()
+		}
+	})
+	h.unseen = true
+	r := start(t, h.config(func(o *options) {
+		o.backend.Timeout, o.backend.RetryFor = 300*time.Millisecond, 250*time.Millisecond // so that the second attempt is the last
+	}))
+	clients := []*client{h.dial(r, "/ws/0"), h.dial(r, "/ws/1")}
+	hangs.Store(true)
+	for _, c := range clients { // two, so that the backend counts as down
+		c.write(text("hello"))
+	}
+	for _, c := range clients {
+		if f, err := c.read(); err != nil || f.op != opClose {
+			t.Errorf("got = %v, %v, want a close frame", f, err)
+		} else if code, err := c.closed(f); err != nil || code != 1013 {
+			t.Errorf("close code = %d, %v, want 1013", code, err)
+		}
+	}
+	var handshakes []*client
+	for i := range 3 { // the first is the probe
+		c := r.connect(t)
+		c.raw([]byte(handshake(fmt.Sprintf("/ws/late/%d", i))))
+		handshakes = append(handshakes, c)
+	}
+	for _, c := range handshakes {
+		if status := c.answered().StatusCode; status != http.StatusBadGateway && status != http.StatusGatewayTimeout {
+			t.Errorf("status = %d, want 502 or 504", status)
+		}
+	}
+	hangs.Store(false)
+	h.awaitGoodbyes()
 }
 
 // However much a backend says, little of it is kept: what is allocated at all, is an upper bound of that.

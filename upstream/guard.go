@@ -101,7 +101,7 @@ func (g *guard) state() (busy, waiting int, down bool) {
 func (g *guard) enter(ctx context.Context, e *Event, until time.Time) (*turn, *Reply) {
 	t := &turn{event: e}
 	g.mu.Lock()
-	if len(g.waiting) == 0 && g.free() {
+	if len(g.waiting) == 0 && g.free() && ctx.Err() == nil {
 		g.give(t)
 		g.mu.Unlock()
 		return t, nil

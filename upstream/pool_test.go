@@ -226,20 +226,20 @@ func TestAPostThatMeetsTheCloseOfAnIdleConnectionGoesOutAgain(t *testing.T) {
 			met := func() float64 { return metric(t, registry, "wsbridge_event_repeats_total") }
 			for i := 0; met() < 20 && i < 20_000; i++ {
 				body := fmt.Sprint(i)
-				if got := said(c.Post(t.Context(), text(body))); got != body {
-					t.Fatalf("got = %s, want %s", got, body)
+				// Where this machine takes more than 40 ms from the arrival of a POST to the close, the kernel has acknowledged it, and nobody knows.
+				r := c.Post(t.Context(), text(body))
+				if said(r) != body && r.Outcome != Uncertain {
+					t.Fatalf("got = %s, want %s", said(r), body)
 				}
+				mu.Lock()
+				if times := asked[body]; times != 1 && r.Outcome == Accepted || times != 0 && r.Outcome == Uncertain {
+					t.Errorf("%s, %s: it was taken %d times", body, r.Outcome, times)
+				}
+				mu.Unlock()
 				spin()
 			}
 			if met() == 0 {
 				t.Error("no POST has met a close")
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			for body, times := range asked {
-				if times != 1 {
-					t.Errorf("%s was taken %d times", body, times)
-				}
 			}
 		})
 	}
