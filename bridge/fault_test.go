@@ -1181,6 +1181,7 @@ func TestFaultThatAMessageIsGivenUpForLeavesHandshakesAnAnswer(t *testing.T) {
 	}))
 	clients := []*client{h.dial(r, "/ws/0"), h.dial(r, "/ws/1")}
 	hangs.Store(true)
+	defer hangs.Store(false)
 	for _, c := range clients { // two, so that the backend counts as down
 		c.write(text("hello"))
 	}

@@ -52,7 +52,9 @@ func (c *Client) Post(ctx context.Context, e *Event) *Reply {
 		wait := max(min(Backoff(tries, firstRetry, lastRetry), until.Sub(now)), r.After)
 		if wait <= 0 || now.Add(wait).After(until) {
 			if r.Outcome == Uncertain && e.Type == Message {
-				r.Outcome, r.Err = Later, fmt.Errorf("given up: %w", r.Err)
+				given := *r // the guard keeps the other
+				given.Outcome, given.Err = Later, fmt.Errorf("given up: %w", r.Err)
+				return &given
 			}
 			return r
 		}
