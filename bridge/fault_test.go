@@ -904,7 +904,7 @@ func TestFaultThatHangsEndsWithTheTimeout(t *testing.T) {
 			run(string(retry), func(t *testing.T) {
 				h := newHostile(t, retry, meet(hanging, false))
 				r := start(t, h.config(func(o *options) {
-					o.backend.Timeout = time.Second // long enough for any answer that comes
+					o.backend.Timeout = 3 * time.Second // long enough for any answer that comes
 					o.backend.MaxConcurrent = len(hanging) + talkers
 				}))
 				wantFates(h, hanging, h.chat(r, hanging))
@@ -1096,7 +1096,7 @@ func TestFaultOfAConnectOrADisconnectEventMakesNoOther(t *testing.T) {
 							x.reply()
 						}
 					})
-					r := start(t, h.config(func(o *options) { o.backend.Timeout = time.Second }))
+					r := start(t, h.config(func(o *options) { o.backend.Timeout = 4 * time.Second }))
 					for i, row := range rows {
 						target, want := fmt.Sprintf("/ws/%d", i), 101
 						if kind == "connect" {

@@ -216,7 +216,7 @@ func (r *round) judge(t testing.TB, l *life, events []delivery) {
 	var told upstream.Goodbye
 	for _, d := range events {
 		switch {
-		case d.late:
+		case d.kind == "message" && d.late:
 		case d.kind == "message":
 			last = max(last, d.sequence)
 			if d.whole && (d.sequence-2 >= len(l.sent) || d.body != l.sent[d.sequence-2]) {
