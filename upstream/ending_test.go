@@ -57,65 +57,76 @@ func TestEveryEndOfAConnectionIsToldFromTheOthers(t *testing.T) {
 		for _, mode := range []Retry{RetrySafe, RetryAlways, RetryNever} {
 			t.Run(fmt.Sprint(row.name, ", ", mode), func(t *testing.T) {
 				t.Parallel()
-				var mu sync.Mutex
-				var attempts []string
-				first := true
-				config := standard(t, listen(t, func(conn net.Conn) {
-					r := bufio.NewReader(conn)
-					if row.reused {
-						mu.Lock()
-						warm := first
-						mu.Unlock()
-						if warm {
-							receive(r) // and say that the connection is kept for long, since this machine may be slow
-							io.WriteString(conn, strings.Replace(fresh, "\r\n", "\r\nKeep-Alive: timeout=3600\r\n", 1))
+				try := func() (complaint string) {
+					var mu sync.Mutex
+					var attempts []string
+					first := true
+					config := standard(t, listen(t, func(conn net.Conn) {
+						r := bufio.NewReader(conn)
+						if row.reused {
+							mu.Lock()
+							warm := first
+							mu.Unlock()
+							if warm {
+								receive(r) // and say that the connection is kept for long, since this machine may be slow
+								io.WriteString(conn, strings.Replace(fresh, "\r\n", "\r\nKeep-Alive: timeout=3600\r\n", 1))
+							}
 						}
-					}
-					mu.Lock()
-					strike := first
-					first = false
-					mu.Unlock()
-					if strike {
-						row.end(t, conn, r)
-						return
-					}
-					for {
-						p, err := receive(r)
-						if err != nil {
+						mu.Lock()
+						strike := first
+						first = false
+						mu.Unlock()
+						if strike {
+							row.end(t, conn, r)
 							return
 						}
-						mu.Lock()
-						attempts = append(attempts, p.value("ce-attempt"))
-						mu.Unlock()
-						io.WriteString(conn, fresh)
+						for {
+							p, err := receive(r)
+							if err != nil {
+								return
+							}
+							mu.Lock()
+							attempts = append(attempts, p.value("ce-attempt"))
+							mu.Unlock()
+							io.WriteString(conn, fresh)
+						}
+					}))
+					config.Retry, config.Timeout = mode, patience
+					if strings.HasPrefix(row.name, "silent") {
+						config.Timeout /= 20
 					}
-				}))
-				config.Retry, config.Timeout = mode, patience
-				if strings.HasPrefix(row.name, "silent") {
-					config.Timeout /= 20
+					c := newClient(t, config)
+					if row.reused {
+						if got := said(c.Post(t.Context(), text("before"))); got != "fresh" {
+							t.Fatalf("before: got = %s, want fresh", got)
+						}
+					}
+					r := c.Post(t.Context(), text(row.body))
+					mu.Lock()
+					defer mu.Unlock()
+					switch {
+					case !row.took: // repeated at once, which is not another attempt
+						if said(r) != "fresh" || len(attempts) != 1 || attempts[0] != "1" {
+							return fmt.Sprintf("got = %s, with attempts %q behind it, want fresh, with 1", said(r), attempts)
+						}
+					case mode == RetryAlways:
+						if said(r) != "fresh" || len(attempts) != 1 || attempts[0] != "2" {
+							return fmt.Sprintf("got = %s, with attempts %q behind it, want fresh, with 2", said(r), attempts)
+						}
+					default:
+						if r.Outcome != Uncertain || len(attempts) != 0 {
+							return fmt.Sprintf("got = %s, with attempts %q behind it, want uncertain, with none", said(r), attempts)
+						}
+					}
+					return ""
 				}
-				c := newClient(t, config)
-				if row.reused {
-					if got := said(c.Post(t.Context(), text("before"))); got != "fresh" {
-						t.Fatalf("before: got = %s, want fresh", got)
-					}
+				complaint := try()
+				// The kernel acknowledges what nobody has read after 40 ms. Where this machine took longer to close, a try says nothing.
+				for tries := 1; complaint != "" && !row.took && tries < 50; tries++ {
+					complaint = try()
 				}
-				r := c.Post(t.Context(), text(row.body))
-				mu.Lock()
-				defer mu.Unlock()
-				switch {
-				case !row.took: // repeated at once, which is not another attempt
-					if said(r) != "fresh" || len(attempts) != 1 || attempts[0] != "1" {
-						t.Errorf("got = %s, with attempts %q behind it, want fresh, with 1", said(r), attempts)
-					}
-				case mode == RetryAlways:
-					if said(r) != "fresh" || len(attempts) != 1 || attempts[0] != "2" {
-						t.Errorf("got = %s, with attempts %q behind it, want fresh, with 2", said(r), attempts)
-					}
-				default:
-					if r.Outcome != Uncertain || len(attempts) != 0 {
-						t.Errorf("got = %s, with attempts %q behind it, want uncertain, with none", said(r), attempts)
-					}
+				if complaint != "" {
+					t.Error(complaint)
 				}
 			})
 		}
