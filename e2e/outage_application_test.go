@@ -21,7 +21,7 @@ import (
 // application is a backend that echoes messages and keeps a record of all it is sent, in the order in which it comes.
 type application struct {
 	delay time.Duration // of each answer
-	held  chan struct{} // each message waits for something from here, unless it is nil
+	held  chan struct{} // each message and each probe waits for something from here, unless it is nil
 	file  *os.File      // the record, where it has to outlive the process; or nil
 	last  atomic.Bool   // each answer is the last on its connection
 
@@ -72,7 +72,7 @@ func (a *application) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		os.Exit(1)
 	}
 	time.Sleep(a.delay)
-	if a.held != nil && e.kind == "message" {
+	if a.held != nil && (e.kind == "message" || e.kind == http.MethodOptions) {
 		<-a.held
 	}
 	if a.last.Load() {
