@@ -27,6 +27,11 @@ func TestABackendThatIsBackIsAskedMoreAndMoreButNeverAllAtOnce(t *testing.T) {
 	app.kill()
 	say(t, c.chatters)
 	s.awaitLine(t, "the backend is down")
+	// What has begun before that must not reach the backend that is back: it is not part of the ramp.
+	for begun := true; begun; time.Sleep(time.Millisecond) {
+		_, metrics := request(t, "GET", "http://"+s.pushes+"/metrics", nil, "")
+		begun = !strings.Contains(metrics, "\nwsbridge_events_in_flight 0\n")
+	}
 	back := &application{held: make(chan struct{})}
 	back.open(t, address)
 	for answers := range 2*rampTurns + 2 {
