@@ -133,7 +133,7 @@ func (t target) valid() error {
 	return nil
 }
 
-// parseOption reads one option as its name and value say. What is no option is an error: one that is ignored is a promise that is broken.
+// parse reads one option as its name and value say. What is no option is an error: one that is ignored is a promise that is broken.
 func (o *options) parse(name, value string, now time.Time) error {
 	switch name {
 	case "confirm":

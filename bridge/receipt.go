@@ -82,7 +82,7 @@ func (c *conn) ponged(payload [8]byte) {
 
 // drop takes note of a message that does not go out. The lock is held.
 func (c *conn) drop(f frame, why loss) {
-	if why != lossCollapsed && why != lossExpired {
+	if why == lossSlow {
 		c.record.Dropped += uint64(f.messages)
 	}
 	c.bridge.metrics.lost[why].Add(float64(f.messages))

@@ -20,7 +20,7 @@ const readBuffer = 288
 const writeChunk = 16 << 10
 
 // socket is the client's socket as gorilla sees it. Gorilla reads from it and writes the 101; whatever it would write later (it closes
-// on protocol errors by itself) is swallowed, for frames are written by the connection's writer alone.
+// on protocol errors by itself) is swallowed, for frames are written by the connection alone: by its writer, or at once by who sends.
 type socket struct {
 	net.Conn // the interface, not *net.TCPConn: its method set would give gorilla a way around our Write
 
