@@ -12,6 +12,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gorilla/websocket"
+
+	"wsbridge/holder"
 	"wsbridge/upstream"
 )
 
@@ -120,6 +123,10 @@ func (b *Bridge) admit(w http.ResponseWriter, r *http.Request, from peer) (*conn
 	handshake := b.upstream.Handshake(r)
 	handshake.ForwardedFor, handshake.Proto, handshake.Host, handshake.Address = from.ForwardedFor, from.Proto, from.Host, from.realIP()
 	c := b.newConn(record{ID: b.newID(now), Since: now, Handshake: *handshake})
+	if b.keeping != nil {
+		c.kept = b.keeping.slot()
+		c.kept.save(&c.record, holder.StageOpening)
+	}
 	b.registry.add(c)
 	if b.isDraining() { // the drain may have looked just before
 		c.end(closeShutdown())
@@ -135,7 +142,7 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	c.mu.Lock()
 	event := c.record.event(upstream.Connect, 0, c.record.Since)
 	c.mu.Unlock()
-	event.Subprotocols = subprotocols(r)
+	event.Subprotocols, event.Trip = subprotocols(r), c.kept.trip()
 	// The client's leaving does not end the POST: its outcome would be unknown, and an accepted connection is owed a disconnect event.
 	ctx, cancel := context.WithTimeoutCause(b.ctx, b.config.HandshakeTimeout, fmt.Errorf("no answer within the handshake's %s", b.config.HandshakeTimeout))
 	defer cancel()
@@ -149,7 +156,10 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	c.record.Subprotocol = reply.Subprotocol
 	c.mu.Unlock()
 	c.learn(reply, time.Now())
-	b.deliver(to, options, reply.Messages)
+	c.mu.Lock()
+	c.kept.accepted(&c.record)
+	c.mu.Unlock()
+	b.deliver(to, options, reply.Messages, nil)
 	if why := closeFor(reply); why != nil {
 		c.end(why)
 	}
@@ -203,6 +213,7 @@ func (b *Bridge) discard(c *conn) {
 	c.out.discard()
 	c.cancel(closeVanished(errors.New("the handshake was refused")))
 	b.registry.remove(c)
+	c.kept.free()
 	c.mu.Unlock()
 	b.registry.release(c)
 	b.conns.Done()
@@ -227,12 +238,24 @@ func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header
 		// Gorilla takes the first offer of the extension, whatever its parameters. The one we took is the one it is shown.
 		r.Header["Sec-Websocket-Extensions"] = []string{"permessage-deflate"}
 	}
+	c.mu.Lock()
+	c.socket, c.record.Window = sock, window
+	sock.owner = c
+	c.keepSocket()
+	c.mu.Unlock()
 	ws, err := upgrader.Upgrade(hijacked{w, sock, brw}, r, header)
 	if err != nil {
 		sock.Conn.Close()
 		b.upgraded.Add(-1)
 		return err
 	}
+	c.attach(ws)
+	c.opened()
+	return nil
+}
+
+// attach makes gorilla's connection the one that is read.
+func (c *conn) attach(ws *websocket.Conn) {
 	ws.SetCloseHandler(func(int, string) error { return nil })
 	ws.SetPongHandler(func(payload string) error { // of the pongs that the guard lets pass
 		if len(payload) == 8 {
@@ -249,12 +272,7 @@ func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header
 		c.mu.Unlock()
 		return nil
 	})
-	c.mu.Lock()
-	c.socket, c.ws, c.record.Window = sock, ws, window
-	sock.owner = c
-	c.mu.Unlock()
-	c.opened()
-	return nil
+	c.ws = ws
 }
 
 // malformed says what is wrong with a handshake (RFC 6455, 4.2.1), or 0.

@@ -124,12 +124,15 @@ func (b *Bridge) batchLine(line []byte, failure error) func() verdict {
 	if v.status != 0 {
 		return now(v)
 	}
-	if o.confirm == 0 {
-		return now(b.push(t, message, o))
-	}
 	done := make(chan verdict, 1)
 	p := b.newParcel([]upstream.Payload{message}, o)
-	r := b.dispatch(t, p)
+	var r result
+	if next := b.here(func() { r = b.dispatch(t, p) }); next != nil {
+		return now(next.line(line))
+	}
+	if o.confirm == 0 {
+		return now(b.verdict(t, p.await(r)))
+	}
 	go func() { done <- b.verdict(t, p.await(r)) }() // ends with the confirmation's time
 	return func() verdict { return <-done }
 }

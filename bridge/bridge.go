@@ -35,9 +35,11 @@ type Bridge struct {
 
 	ctx      context.Context // of the POSTs: it outlives the clients and ends with the drain
 	stop     context.CancelCauseFunc
+	pushing  sync.RWMutex   // held for writing while pushes are shut out
 	conns    sync.WaitGroup // connections, until nothing is left of them
 	goodbyes goodbyes
 	journal  journal
+	keeping  *keeping // nil: connections end with this process
 
 	refusals  rate.Sometimes // of the backend, that are logged
 	strangers rate.Sometimes // refused for their origin
@@ -47,21 +49,24 @@ type Bridge struct {
 	receipts atomic.Uint64 // of pushes, so far
 	lastID   atomic.Int64  // Unix microseconds in the last id
 	repeats  repeats
-	mu       sync.Mutex // guards draining: no connection is accepted behind the drain's back
+	starts   atomic.Pointer[map[string]uint64] // workers told to serve, by cause
+	next     atomic.Pointer[successor]         // who serves instead; nil: we do
+	mu       sync.Mutex                        // guards draining: no connection is accepted behind the drain's back
 	draining bool
 }
 
 var errDrained = errors.New("the time to drain is over")
 
 // New returns a bridge to the backend. It serves clients and pushes once its handlers are given listeners. The disconnect events that an
-// earlier run has kept in Config.StateDir are posted from now on; an error says that this directory can't be used.
-func New(config Config, rates ratelimit.Config, client *upstream.Client, log *slog.Logger, registry prometheus.Registerer) (*Bridge, error) {
+// earlier run has kept in Config.StateDir are posted from now on; an error says that this directory can't be used. With a keeper, which may be nil, the connections
+// outlive this process: it serves from Resume on.
+func New(config Config, rates ratelimit.Config, client *upstream.Client, log *slog.Logger, registry prometheus.Registerer, keeper Keeper) (*Bridge, error) {
 	kept, err := openJournal(config.StateDir)
 	if err != nil {
 		return nil, err
 	}
 	b := &Bridge{
-		config: config, rates: rates, handshakes: ratelimit.NewHandshakes(rates), upstream: client, log: log, journal: kept,
+		config: config, rates: rates, handshakes: ratelimit.NewHandshakes(rates), upstream: client, log: log, journal: kept, keeping: newKeeping(keeper),
 		scratch:   sync.Pool{New: func() any { return new([]byte) }},
 		refusals:  rate.Sometimes{First: 3, Interval: time.Minute},
 		strangers: rate.Sometimes{First: 3, Interval: time.Minute},
@@ -75,8 +80,8 @@ func New(config Config, rates ratelimit.Config, client *upstream.Client, log *sl
 	b.ctx, b.stop = context.WithCancelCause(context.Background())
 	b.metrics = newMetrics(registry, b)
 	client.Watch(b.backend)
-	if err := kept.read(b.post); err != nil {
-		log.Error("disconnect events of an earlier run can't be read: the file is set aside", "error", err)
+	if keeper == nil {
+		b.readJournal()
 	}
 	return b, nil
 }

@@ -78,7 +78,7 @@ func inBubble(t *testing.T, prepare func(*world), test func(b *bubble)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b.Bridge, err = New(w.config, w.rates, client, w.log, nil); err != nil {
+		if b.Bridge, err = New(w.config, w.rates, client, w.log, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 		b.push = b.Bridge.Push(http.NotFoundHandler())

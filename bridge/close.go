@@ -90,6 +90,11 @@ func closeShutdown() *Close {
 	return &Close{Code: 1001, Reason: "shutting down", By: byBridge, answers: allAnswers}
 }
 
+// closeRestarting ends a connection that can't outlive this process.
+func closeRestarting(failure error) *Close {
+	return &Close{Code: 1012, Reason: "restarting", By: byBridge, answers: allAnswers, failure: failure}
+}
+
 // What the backend asked for.
 func closeByBackend(code int, reason string) *Close {
 	return &Close{Code: code, Reason: reason, By: byBackend, abandon: true}

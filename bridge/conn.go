@@ -41,11 +41,16 @@ type conn struct {
 	mu       sync.Mutex // guards the following
 	changed  sync.Cond  // inbox, pending, sealed, the end
 	record   record
-	why      *Close // the cause of ctx, where a broadcast finds it without a look at another piece of memory for each connection
-	opening  bool   // the 101 is not out yet
-	accepted bool   // the backend has accepted it
-	sealed   bool   // the close frame is out, or never will be
-	over     bool   // no task is started any more
+	why      *Close   // the cause of ctx, where a broadcast finds it without a look at another piece of memory for each connection
+	opening  bool     // the 101 is not out yet
+	handing  bool     // another worker is to have it, as soon as it comes to rest
+	handed   bool     // another worker has it
+	arriving bool     // another worker has it still
+	kept     *kept    // nil where it does not outlive this process
+	changes  []func() // to what it is, that wait until it has arrived
+	accepted bool     // the backend has accepted it
+	sealed   bool     // the close frame is out, or never will be
+	over     bool     // no task is started any more
 
 	inbox      []message
 	inboxBytes int64
@@ -66,6 +71,8 @@ type conn struct {
 type message struct {
 	body     upstream.Payload
 	position int64
+	end      int64 // in the client's stream, behind it
+	owed     *owed // nil where the connection does not outlive this process
 	at       time.Time
 }
 
@@ -88,8 +95,16 @@ func (c *conn) end(why *Close) {
 	if c.ctx.Err() != nil {
 		return
 	}
+	if c.handed {
+		return
+	}
+	if c.arriving {
+		c.why = why // which the worker that has it still does not know
+		return
+	}
 	c.cancel(why)
 	c.why = why
+	c.kept.ends(why)
 	c.forsake()
 	if why.abandon {
 		c.abandon() // under the same lock, so that the forwarder takes none of them
@@ -140,6 +155,7 @@ func (c *conn) opened() {
 	} else if !c.out.empty() {
 		c.startWriter()
 	}
+	c.hand()
 }
 
 // leave ends the connection, if nothing has, and returns when nothing of it is left: its reader has come here, and all its tasks have
@@ -229,11 +245,14 @@ func (c *conn) seals() {
 // queue being full.
 func (c *conn) enqueue(p *parcel) bool {
 	c.mu.Lock()
-	if c.out.shut || c.why != nil && (c.why.answers == 0 || p.receipt != nil) {
+	if c.out.shut || c.handing && !p.own || c.why != nil && (c.why.answers == 0 || p.receipt != nil) {
 		c.mu.Unlock()
 		return false
 	}
 	f := p.frame(c.record.Window)
+	if f.owed = p.owed; f.owed != nil {
+		f.owed.carried = true
+	}
 	if f.receipt != nil {
 		f.receipt.expect()
 		// Of a client that answers no pings nothing piles up. One that is over behind one that is not may yet be what a pong names.
@@ -261,18 +280,19 @@ func (c *conn) sendNow(f frame, p *parcel) bool {
 	if c.writing || c.opening || c.over || !c.out.empty() {
 		return false
 	}
+	c.kept.begin(f.wire, f.owed, &p.lease)
 	n := c.socket.tryWrite(f.wire)
-	if n == 0 {
-		return false
-	}
-	if n < len(f.wire) {
+	if n > 0 && n < len(f.wire) {
 		f.wire = f.wire[n:]
 		c.out.torn = f
 		return true
 	}
-	c.sent(f, p.at)
-	p.sentNow++
-	return true
+	if n > 0 {
+		c.sent(f, p.at)
+		p.sentNow++
+	}
+	c.kept.finish(n > 0, f.wire, &p.lease)
+	return n > 0
 }
 
 // sent takes note of what has gone out. The lock is held.
@@ -280,11 +300,16 @@ func (c *conn) sent(f frame, at time.Time) {
 	c.record.MessagesOut += uint64(f.messages)
 	c.record.BytesOut += uint64(f.payload)
 	c.lastMessage.Store(at.UnixNano())
+	if c.kept != nil {
+		c.kept.slot.MessagesOut.Store(c.record.MessagesOut)
+		c.kept.slot.BytesOut.Store(c.record.BytesOut)
+		c.answered(f.owed)
+	}
 }
 
 // startWriter starts the writer unless there is one. The lock is held.
 func (c *conn) startWriter() {
-	if !c.writing && !c.opening && !c.over {
+	if !c.writing && !c.opening && !c.over && !c.handed {
 		c.writing = true
 		c.tasks.Go(c.write)
 	}
@@ -294,8 +319,10 @@ func (c *conn) startWriter() {
 func (c *conn) write() {
 	for {
 		c.mu.Lock()
+		torn := c.out.torn.wire != nil
 		if c.out.empty() {
 			c.writing = false
+			c.hand()
 			c.mu.Unlock()
 			return
 		}
@@ -319,6 +346,9 @@ func (c *conn) write() {
 			}
 			wire = f.wire
 		}
+		if !torn { // of which the whole is noted already
+			c.kept.begin(wire, f.owed, nil)
+		}
 		c.mu.Unlock()
 
 		began := time.Now()
@@ -336,10 +366,12 @@ func (c *conn) write() {
 				c.pinged = began.UnixNano()
 			}
 			c.schedule(time.Now())
-		case f.wire != nil: // the close frame
+		case f.wire != nil && !f.control: // the close frame
 			c.out.discard()
+			c.kept.said()
 			c.seals()
 		}
+		c.kept.finish(true, wire, nil)
 		c.mu.Unlock()
 	}
 }

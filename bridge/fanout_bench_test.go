@@ -47,7 +47,7 @@ func BenchmarkAGroupWithStalledMembers(b *testing.B) {
 	bridge, err := New(Config{
 		Paths: []Path{"/*"}, MaxConnections: 10_000, HandshakeTimeout: time.Minute, MaxMessage: 64 << 10, Compression: "off", PingInterval: time.Hour, PongTimeout: time.Hour,
 		SendBuffer: sendBuffer, SlowClient: SlowDropOldest, WriteTimeout: time.Hour, PushMaxBody: 1 << 20, GoodbyeFor: time.Hour, GoodbyeMax: 1, GoodbyeBytes: 1 << 20,
-	}, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), nil)
+	}, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), nil, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -12,6 +12,7 @@ func (c *conn) forward() {
 		c.mu.Lock()
 		if len(c.inbox) == 0 {
 			c.forwarding = false
+			c.hand()
 			c.mu.Unlock()
 			return
 		}
@@ -24,26 +25,46 @@ func (c *conn) forward() {
 		}
 		event := c.record.event(upstream.Message, m.position+1, m.at)
 		event.Body = m.body
+		if m.owed != nil {
+			m.owed.sequence, event.Trip = event.Sequence, m.owed
+			event.Attempt = c.kept.attempts(m.end) + 1
+		}
 		c.changed.Broadcast() // there is room
 		c.mu.Unlock()
 
-		c.apply(c.bridge.upstream.Post(c.bridge.ctx, event))
+		reply := c.bridge.upstream.Post(c.bridge.ctx, event)
+		if reply.Outcome == upstream.Withdrawn {
+			c.withdraw()
+			continue
+		}
+		c.apply(reply, m.owed)
 
 		c.mu.Lock()
+		if m.owed != nil && !m.owed.carried {
+			c.answered(m.owed)
+		}
 		c.settle()
 		c.mu.Unlock()
 	}
 }
 
+// withdraw forgets the message that was to be posted: another worker reads it again.
+func (c *conn) withdraw() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.Sequence--
+	c.settle()
+}
+
 // apply does what the reply to a message says.
-func (c *conn) apply(reply *upstream.Reply) {
+func (c *conn) apply(reply *upstream.Reply, answered *owed) {
 	to, options, reply := c.bridge.route(c, reply)
 	why := closeFor(reply)
 	c.bridge.complain(upstream.Message, reply)
 	if reply.Outcome == upstream.Accepted {
 		c.learn(reply, time.Now())
 	}
-	c.bridge.deliver(to, options, reply.Messages)
+	c.bridge.deliver(to, options, reply.Messages, answered)
 	if why == nil {
 		return
 	}

@@ -36,6 +36,8 @@ type frame struct {
 	payload  int      // bytes of the messages, before compression
 	terms    *options // nil for most
 	receipt  *receipt // of a push that waits for the client's word
+	owed     *owed    // the message that it answers, where that is kept
+	control  bool     // the rest of a ping or pong that an earlier worker began
 }
 
 // expired reports whether the frame was to be written before now.

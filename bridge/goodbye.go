@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"container/heap"
+	"encoding/json"
 	"log/slog"
 	"math"
 	"sync"
@@ -38,6 +39,7 @@ type farewell struct {
 	due   time.Time // of the next attempt
 	until time.Time // it is given up
 	file  *journalFile
+	kept  *kept // where the event survives this process; or nil
 }
 
 // farewells is a heap.
@@ -84,15 +86,26 @@ func (b *Bridge) goodbye(c *conn) {
 		line = append(line, slog.String("error", why.failure.Error()))
 	}
 	b.log.LogAttrs(b.ctx, slog.LevelInfo, "connection ended", line...)
-	if b.upstream.Wants(upstream.Disconnect) {
-		b.post(event, nil)
+	c.mu.Lock()
+	kept := c.kept
+	if !b.upstream.Wants(upstream.Disconnect) {
+		kept.free()
+		c.mu.Unlock()
+		return
 	}
+	kept = kept.owes(event, nil)
+	c.mu.Unlock()
+	b.post(event, nil, kept)
 }
 
 // post hands a disconnect event to those that post them. It may come from a file of the journal.
-func (b *Bridge) post(event *upstream.Event, file *journalFile) {
+func (b *Bridge) post(event *upstream.Event, file *journalFile, kept *kept) {
+	if kept != nil && kept.in.isSuspended() {
+		kept.release()
+		return
+	}
 	now := time.Now()
-	f := &farewell{event: event, bytes: weight(event), due: now, until: now.Add(b.config.GoodbyeFor), file: file}
+	f := &farewell{event: event, bytes: weight(event), due: now, until: now.Add(b.config.GoodbyeFor), file: file, kept: kept}
 	g := &b.goodbyes
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -138,6 +151,9 @@ func (b *Bridge) postGoodbyes() {
 		case taken(reply):
 			g.bytes -= f.bytes
 			b.done(f)
+		case reply.Outcome == upstream.Withdrawn && f.kept != nil:
+			g.bytes -= f.bytes
+			f.kept.release()
 		case b.ctx.Err() != nil: // the drain is over, and sees to what is left
 			f.event.Attempt++
 			heap.Push(&g.waiting, f)
@@ -200,8 +216,66 @@ func (b *Bridge) lose(f *farewell, why ...slog.Attr) {
 
 // done forgets a disconnect event on disk, too.
 func (b *Bridge) done(f *farewell) {
+	f.kept.free()
 	if err := f.file.done(); err != nil {
 		b.log.Error("the journal of disconnect events can't be cleared: they will be posted again at the next start", "error", err)
+	}
+}
+
+// releaseGoodbyes gives those that wait to the worker that serves next.
+func (b *Bridge) releaseGoodbyes() {
+	g := &b.goodbyes
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var left farewells
+	for _, f := range g.waiting {
+		if f.kept == nil {
+			left = append(left, f)
+			continue
+		}
+		g.bytes -= f.bytes
+		f.kept.release()
+	}
+	g.waiting = left
+	heap.Init(&g.waiting)
+	g.rest()
+}
+
+// takeGoodbye posts a disconnect event that an earlier worker has left.
+func (b *Bridge) takeGoodbye(k *kept, data []byte) {
+	var e entry
+	if err := json.Unmarshal(data, &e); err != nil || e.Event == nil || e.Event.Handshake == nil || e.Event.Goodbye == nil {
+		b.log.Error("a disconnect event of an earlier worker can't be read: it is lost")
+		b.metrics.dropped.WithLabelValues("goodbye").Inc()
+		k.free()
+		return
+	}
+	var file *journalFile
+	if e.File != "" {
+		g := &b.goodbyes
+		g.mu.Lock()
+		if file = k.in.journal[e.File]; file == nil {
+			file = &journalFile{path: e.File}
+			k.in.journal[e.File] = file
+		}
+		file.left++
+		g.mu.Unlock()
+	}
+	e.Event.Attempt++
+	b.post(e.Event, file, k)
+}
+
+// readJournal posts what an earlier run has left in the journal.
+func (b *Bridge) readJournal() {
+	err := b.journal.read(func(event *upstream.Event, file *journalFile) {
+		var kept *kept
+		if b.keeping != nil {
+			kept = b.keeping.slot().owes(event, file)
+		}
+		b.post(event, file, kept)
+	})
+	if err != nil {
+		b.log.Error("disconnect events of an earlier run can't be read: the file is set aside", "error", err)
 	}
 }
 

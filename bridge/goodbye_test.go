@@ -284,7 +284,7 @@ func TestAStateDirectoryThatCannotBeUsedIsAFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	if _, err := New(Config{StateDir: file}, ratelimit.Config{}, client, slog.New(slog.DiscardHandler), nil); err == nil || !strings.Contains(err.Error(), file) {
+	if _, err := New(Config{StateDir: file}, ratelimit.Config{}, client, slog.New(slog.DiscardHandler), nil, nil); err == nil || !strings.Contains(err.Error(), file) {
 		t.Errorf("error = %v, want one that names %s", err, file)
 	}
 }

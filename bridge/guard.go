@@ -19,7 +19,10 @@ type guard struct {
 	echoed bool    // it is whole, and nobody has looked
 	offset int64   // of the next byte in the client's stream
 	begin  int64   // offset of the frame
-	starts []int64
+	starts []int64 // of the messages that gorilla has not come to
+	ends   []int64 // of those whose last frame has begun and that gorilla has not been through
+	last   int64   // start of the message that gorilla came to last
+	open   bool    // a message has begun, and its last frame has not
 }
 
 // scan looks at the next bytes of the stream, takes pongs out and returns how many bytes are left. On a broken rule these are the ones
@@ -79,10 +82,36 @@ func (g *guard) hear(payload []byte) {
 
 // start returns the offset of the message that gorilla has just come to.
 func (g *guard) start() int64 {
-	start := g.starts[0]
+	g.last = g.starts[0]
 	g.starts = slices.Delete(g.starts, 0, 1) // they are few: those in one read buffer
-	return start
+	return g.last
 }
+
+// end returns the offset behind the message that gorilla has just been through.
+func (g *guard) end() int64 {
+	end := g.ends[0]
+	g.ends = slices.Delete(g.ends, 0, 1)
+	return end
+}
+
+// current returns the start of the message that is being read.
+func (g *guard) current() int64 {
+	if len(g.starts) > 0 {
+		return g.starts[0]
+	}
+	return g.last
+}
+
+// within returns the offset up to which nothing belongs to a message behind the one that is being read.
+func (g *guard) within() int64 {
+	if len(g.ends) > 0 {
+		return min(g.offset, g.ends[0])
+	}
+	return g.offset
+}
+
+// atRest reports whether the stream stands between two frames, and between two messages.
+func (g *guard) atRest() bool { return g.have == 0 && g.left == 0 && !g.open }
 
 // size is that of the whole header, once its first two bytes are here.
 func (g *guard) size() int {
@@ -134,6 +163,11 @@ func (g *guard) check() error {
 	}
 	if g.left = length; opcode == opText || opcode == opBinary {
 		g.starts = append(g.starts, g.begin)
+	}
+	if opcode < opClose {
+		if g.open = g.header[0]&finBit == 0; !g.open {
+			g.ends = append(g.ends, g.begin+int64(g.have)+length)
+		}
 	}
 	return nil
 }

@@ -30,6 +30,7 @@ type journalFile struct {
 type entry struct {
 	Version int             `json:"version"`
 	Event   *upstream.Event `json:"event"`
+	File    string          `json:"file,omitempty"` // of the journal, for an event that is in the connections' table as well
 }
 
 // journalVersion is that of the entries this program writes, and the only one it reads.
@@ -69,7 +70,7 @@ func (j journal) write(events []*upstream.Event) error {
 	var lines bytes.Buffer
 	encoder := json.NewEncoder(&lines)
 	for _, event := range events {
-		if err := encoder.Encode(entry{journalVersion, event}); err != nil {
+		if err := encoder.Encode(entry{Version: journalVersion, Event: event}); err != nil {
 			return err
 		}
 	}

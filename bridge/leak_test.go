@@ -61,7 +61,7 @@ func TestNothingIsLeftOfTenThousandConnections(t *testing.T) {
 		Paths: []Path{"/*"}, MaxConnections: 1000, HandshakeTimeout: time.Minute, MaxMessage: 1000, Compression: "off", PingInterval: time.Minute,
 		PongTimeout: time.Minute, SendBuffer: 10000, SlowClient: SlowClose, WriteTimeout: time.Minute, PushMaxBody: 1000,
 		GoodbyeFor: time.Hour, GoodbyeMax: 100_000, GoodbyeBytes: 64 << 20,
-	}, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	}, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

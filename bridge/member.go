@@ -45,6 +45,11 @@ func (c *conn) change(put bool, t target) bool {
 	case c.record.User == t.name:
 		c.setUser("")
 	}
+	if c.arriving {
+		c.changes = append(c.changes, func() { c.change(put, t) })
+	} else {
+		c.resave()
+	}
 	return true
 }
 

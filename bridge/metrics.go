@@ -15,6 +15,7 @@ type metrics struct {
 	refused  *prometheus.CounterVec // by gate
 	pushes   *prometheus.CounterVec // by verdict
 	dropped  *prometheus.CounterVec // by reason
+	resumed  *prometheus.CounterVec // by result
 
 	lost              map[loss]prometheus.Counter // of dropped: a look-up by label takes as long as a drop
 	in, out           prometheus.Counter
@@ -34,6 +35,7 @@ func newMetrics(registry prometheus.Registerer, b *Bridge) *metrics {
 		pushes:   counter("wsbridge_pushes_total", "Pushes, by verdict.", "verdict"),
 		dropped:  counter("wsbridge_dropped_total", "Messages and disconnect events that were dropped, by reason.", "reason"),
 	}
+	m.resumed = counter("wsbridge_connections_resumed_total", "Connections taken over from another worker: resumed, closed, ended (while no worker had them); repeated: events that are posted again.", "result")
 	m.lost = map[loss]prometheus.Counter{}
 	for _, why := range []loss{lossSlow, lossExpired, lossCollapsed, lossGone} {
 		m.lost[why] = m.dropped.WithLabelValues(string(why))
@@ -41,7 +43,7 @@ func newMetrics(registry prometheus.Registerer, b *Bridge) *metrics {
 	m.in, m.out = m.messages.WithLabelValues("in"), m.messages.WithLabelValues("out")
 	m.bytesIn, m.bytesOut = m.bytes.WithLabelValues("in"), m.bytes.WithLabelValues("out")
 	if registry != nil {
-		registry.MustRegister(m.accepted, m.messages, m.bytes, m.closes, m.refused, m.pushes, m.dropped,
+		registry.MustRegister(m.accepted, m.messages, m.bytes, m.closes, m.refused, m.pushes, m.dropped, m.resumed, starts{b},
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_connections", Help: "Connections open or opening."},
 				func() float64 { return float64(b.registry.count()) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_goodbyes_waiting", Help: "Disconnect events that the backend has not taken yet."},
@@ -50,6 +52,25 @@ func newMetrics(registry prometheus.Registerer, b *Bridge) *metrics {
 				func() float64 { return float64(b.queued()) }))
 	}
 	return m
+}
+
+// starts are how many workers have been told to serve, by cause.
+type starts struct{ bridge *Bridge }
+
+var startsDesc = prometheus.NewDesc("wsbridge_worker_starts_total", "Workers that were told to serve, by cause: start, reload, crash, hang.", []string{"cause"}, nil)
+
+// Describe describes the metric.
+func (s starts) Describe(c chan<- *prometheus.Desc) { c <- startsDesc }
+
+// Collect collects it.
+func (s starts) Collect(c chan<- prometheus.Metric) {
+	counts := s.bridge.starts.Load()
+	if counts == nil {
+		return
+	}
+	for cause, n := range *counts {
+		c <- prometheus.MustNewConstMetric(startsDesc, prometheus.CounterValue, float64(n), cause)
+	}
 }
 
 func (m *metrics) received(bytes int) {

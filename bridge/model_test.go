@@ -57,7 +57,7 @@ func TestEveryMessageReachesTheMembersOfItsGroup(t *testing.T) {
 		Paths: []Path{"/*"}, TrustedProxies: []netip.Prefix{}, MaxConnections: 1000, HandshakeTimeout: time.Minute, MaxMessage: 1000, Compression: "on", PingInterval: time.Minute,
 		PongTimeout: time.Minute, SendBuffer: 64 << 20, SlowClient: SlowClose, WriteTimeout: time.Minute, PushMaxBody: 1 << 20,
 		GoodbyeFor: time.Hour, GoodbyeMax: 100_000, GoodbyeBytes: 64 << 20,
-	}, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), nil)
+	}, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,10 @@ type parcel struct {
 	messages []upstream.Payload
 	options
 	receipt *receipt
+	owed    *owed // the message that it answers, where that is kept
+	lease   lease
 	at      time.Time      // it is sent
+	own     bool           // it goes to the connection that it answers
 	sentNow int            // to how many at once, without a writer
 	plain   *frame         // for connections without compression
 	packed  map[int]*frame // for the others, by the window their client allows
@@ -39,7 +42,7 @@ const (
 
 // newParcel returns a parcel. It may be sent by one goroutine.
 func (b *Bridge) newParcel(messages []upstream.Payload, o options) *parcel {
-	p := &parcel{frames: &b.frames, messages: messages, options: o}
+	p := &parcel{frames: &b.frames, messages: messages, options: o, lease: lease{in: b.keeping}}
 	if o.confirm > 0 {
 		p.receipt = b.newReceipt()
 	}
@@ -79,9 +82,10 @@ func (p *parcel) build(window int) *frame {
 
 // target is whom a send route names.
 type target struct {
-	kind targetKind
-	name string // of a connection, user or group
-	own  *conn  // for an answer: the connection that it is for, even while that ends
+	kind  targetKind
+	name  string // of a connection, user or group
+	own   *conn  // for an answer: the connection that it is for, even while that ends
+	route string // of an answer for others: what the backend wrote
 }
 
 type targetKind int
@@ -208,9 +212,6 @@ func (b *Bridge) members(t target) []*conn {
 	return nil
 }
 
-// send sends a parcel, and waits for the clients' word where the parcel asks for it.
-func (b *Bridge) send(t target, p *parcel) result { return p.await(b.dispatch(t, p)) }
-
 // await completes the result of a parcel that asks for the clients' word.
 func (p *parcel) await(r result) result {
 	if p.receipt != nil && !r.opening {
@@ -238,18 +239,30 @@ func (b *Bridge) dispatch(t target, p *parcel) result {
 			r.Dropped++
 		}
 	}
+	p.lease.end()
 	for _, m := range p.messages { // in one go: counting each delivery by itself would cost as much as its lock
 		b.metrics.sent(p.sentNow, p.sentNow*len(m.Data))
 	}
 	return r
 }
 
-// deliver sends an answer's messages, if it has any, to whom it is for, or counts them as dropped where nobody is there.
-func (b *Bridge) deliver(t target, o options, messages []upstream.Payload) {
+// deliver sends an answer's messages, if it has any, to whom it is for, or counts them as dropped where nobody is there. What they answer is nil unless it is kept.
+func (b *Bridge) deliver(t target, o options, messages []upstream.Payload, answered *owed) {
 	if len(messages) == 0 {
 		return
 	}
-	r := b.send(t, b.newParcel(messages, o))
+	p := b.newParcel(messages, o)
+	var r result
+	if p.own = t.own != nil; p.own {
+		p.owed = answered
+		r = b.dispatch(t, p)
+	} else if next := b.here(func() { r = b.dispatch(t, p) }); next != nil {
+		if err := next.deliver(t.route, messages); err != nil {
+			b.log.Error("an answer's message for others is lost: the worker that serves now does not take it", "to", t.route, "error", err)
+			b.metrics.lost[lossGone].Add(float64(len(messages)))
+		}
+		return
+	}
 	if t.kind == toOne && r.Queued == 0 {
 		b.metrics.lost[lossGone].Add(float64(len(messages)))
 	}
@@ -278,5 +291,6 @@ func (b *Bridge) route(c *conn, r *upstream.Reply) (target, options, *upstream.R
 	if err != nil {
 		return own, options{}, &upstream.Reply{Outcome: upstream.Invalid, Status: r.Status, Err: fmt.Errorf("Ws-To %q: %w", r.To, err)}
 	}
+	t.route = r.To
 	return t, o, r
 }

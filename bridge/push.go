@@ -27,17 +27,17 @@ func (b *Bridge) routes() map[string]http.HandlerFunc {
 		"GET /connections":                        b.pushList,
 		"POST /connections/{id}":                  b.pushSend,
 		"GET /connections/{id}":                   b.pushShow,
-		"DELETE /connections/{id}":                b.pushClose,
+		"DELETE /connections/{id}":                b.hereOrThere(b.pushClose),
 		"POST /users/{user}":                      b.pushSend,
 		"GET /users/{user}":                       b.pushList,
-		"DELETE /users/{user}":                    b.pushClose,
-		"PUT /users/{user}/connections/{id}":      b.pushMember,
-		"DELETE /users/{user}/connections/{id}":   b.pushMember,
+		"DELETE /users/{user}":                    b.hereOrThere(b.pushClose),
+		"PUT /users/{user}/connections/{id}":      b.hereOrThere(b.pushMember),
+		"DELETE /users/{user}/connections/{id}":   b.hereOrThere(b.pushMember),
 		"POST /groups/{group}":                    b.pushSend,
 		"GET /groups/{group}":                     b.pushList,
-		"DELETE /groups/{group}":                  b.pushClose,
-		"PUT /groups/{group}/connections/{id}":    b.pushMember,
-		"DELETE /groups/{group}/connections/{id}": b.pushMember,
+		"DELETE /groups/{group}":                  b.hereOrThere(b.pushClose),
+		"PUT /groups/{group}/connections/{id}":    b.hereOrThere(b.pushMember),
+		"DELETE /groups/{group}/connections/{id}": b.hereOrThere(b.pushMember),
 		"POST /batch":                             b.pushBatch,
 		"GET /openapi.json": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
@@ -75,6 +75,10 @@ func (b *Bridge) Push(metrics http.Handler) http.Handler {
 			problem(w, http.StatusForbidden, "", "a page of another site may not call this")
 			return
 		}
+		if next := b.next.Load(); next != nil {
+			next.serve(w, r, nil)
+			return
+		}
 		handler, pattern := mux.Handler(r)
 		if pattern == "" || !clean(r.URL.EscapedPath()) {
 			probe := outline{header: http.Header{}, status: http.StatusNotFound}
@@ -91,6 +95,15 @@ func (b *Bridge) Push(metrics http.Handler) http.Handler {
 		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// hereOrThere makes of a handler that does not wait one that passes on what comes too late.
+func (b *Bridge) hereOrThere(handler http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if next := b.here(func() { handler(w, r) }); next != nil {
+			next.serve(w, r, nil)
+		}
+	}
 }
 
 // clean reports whether a path has no dot segments and no empty ones: the mux would redirect to what it makes of it.

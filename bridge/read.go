@@ -35,7 +35,7 @@ func (c *conn) serve() {
 // close frame.
 func (c *conn) next(kind int, r io.Reader, err error) (more bool) {
 	why := c.message(kind, r, err)
-	if why != nil {
+	if why != nil && !c.isHanded() {
 		c.leave(why)
 	}
 	return why == nil
@@ -50,6 +50,7 @@ func (c *conn) message(kind int, r io.Reader, err error) *Close {
 	if why != nil {
 		return why
 	}
+	m.end = c.socket.guard.end()
 	m.body = upstream.Payload{Binary: kind == websocket.BinaryMessage, Data: data}
 	return c.take(m)
 }
@@ -58,13 +59,14 @@ func (c *conn) message(kind int, r io.Reader, err error) *Close {
 func (c *conn) take(m message) *Close {
 	c.mu.Lock()
 	c.record.Position = c.socket.position()
-	if c.ctx.Err() != nil {
+	if c.ctx.Err() != nil || c.handing {
 		c.mu.Unlock()
-		return nil // the client knows from the close code
+		return nil // the client knows from the close code, or another worker reads it again
 	}
 	c.record.MessagesIn++
 	c.record.BytesIn += uint64(len(m.body.Data))
 	c.pending++ // from here on it is posted, or the connection ends with a code that says so
+	m.owed = c.owes(m)
 	c.mu.Unlock()
 	c.lastMessage.Store(m.at.UnixNano())
 	c.bridge.metrics.received(len(m.body.Data))
@@ -76,10 +78,16 @@ func (c *conn) take(m message) *Close {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ending := c.ending()
+	if c.handing {
+		c.pending--
+		c.hand()
+		return why
+	}
 	if why != nil || ending != nil && (ending.abandon || c.failed != nil) || !c.bridge.upstream.Wants(upstream.Message) {
 		if ending != nil {
 			c.unposted++
 		}
+		c.answered(m.owed)
 		c.settle()
 		return why
 	}

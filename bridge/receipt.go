@@ -77,6 +77,7 @@ func (c *conn) ponged(payload [8]byte) {
 	c.receipts = slices.Delete(c.receipts, 0, i+1)
 	if len(c.receipts) == 0 {
 		c.receipts = nil
+		c.hand()
 	}
 }
 
@@ -86,6 +87,7 @@ func (c *conn) drop(f frame, why loss) {
 		c.record.Dropped += uint64(f.messages)
 	}
 	c.bridge.metrics.lost[why].Add(float64(f.messages))
+	c.answered(f.owed)
 	c.unexpect(f)
 }
 

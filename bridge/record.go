@@ -91,6 +91,9 @@ func (c *conn) learn(reply *upstream.Reply, now time.Time) {
 	if len(reply.SetCookie) > 0 {
 		c.record.Handshake.SetCookie(reply.SetCookie, now)
 	}
+	if reply.User != nil || reply.State != nil || len(reply.Join)+len(reply.Leave)+len(reply.SetCookie) > 0 {
+		c.resave()
+	}
 }
 
 // setUser names the connection's user; empty unnames. What a connection that has ended is told, its disconnect event says, but nobody finds it by

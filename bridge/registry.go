@@ -124,15 +124,40 @@ func (g *registry) add(c *conn) {
 	g.open[c.id] = c
 }
 
-// remove ends a connection for its pushers. Its lock is held.
-func (g *registry) remove(c *conn) {
+// enroll makes a connection known that was accepted before, with its user and groups. Its lock is held.
+func (g *registry) enroll(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.open[c.id] = c
+	if c.record.User != "" {
+		add(g.users, c.record.User, c)
+	}
+	for _, group := range c.record.Groups {
+		add(g.groups, group, c)
+	}
+}
+
+// forget makes a connection unknown: another worker has it, or it is to be enrolled anew. Its lock is held.
+func (g *registry) forget(c *conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.leave(c)
+}
+
+// leave removes a connection from the indexes. The lock is held.
+func (g *registry) leave(c *conn) {
 	delete(g.open, c.id)
 	remove(g.users, c.record.User, c)
 	for _, group := range c.record.Groups {
 		remove(g.groups, group, c)
 	}
+}
+
+// remove ends a connection for its pushers. Its lock is held.
+func (g *registry) remove(c *conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.leave(c)
 	g.parting[c] = struct{}{}
 }
 

@@ -58,7 +58,7 @@ func (p *repeats) once(key string, print [sha256.Size]byte, send func() verdict)
 	p.oldest = append(p.oldest, r)
 	p.mu.Unlock()
 	defer close(r.done)
-	if r.verdict = send(); r.verdict.status == http.StatusConflict { // nothing was sent: the next try is the first
+	if r.verdict = send(); r.verdict.status == http.StatusConflict || r.verdict.elsewhere() { // nothing was sent: the next try is the first
 		p.mu.Lock()
 		if p.known[key] == r {
 			delete(p.known, key)

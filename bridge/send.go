@@ -21,6 +21,9 @@ type verdict struct {
 	field  string // of the request that is at fault, if one is
 }
 
+// elsewhere is the verdict of a worker that does not serve any more.
+func (v verdict) elsewhere() bool { return v.status == http.StatusServiceUnavailable }
+
 // write writes the verdict as a response.
 func (v verdict) write(w http.ResponseWriter) {
 	switch {
@@ -73,7 +76,7 @@ func (b *Bridge) pushSend(w http.ResponseWriter, r *http.Request) {
 	send := func() verdict { return b.push(t, upstream.NewPayload(contentType, false, body), o) }
 	keys := r.Header.Values("Idempotency-Key")
 	if len(keys) == 0 {
-		send().write(w)
+		b.conclude(w, r, body, send())
 		return
 	}
 	if len(keys) > 1 || keys[0] == "" || len(keys[0]) > maxRepeatKey {
@@ -88,12 +91,26 @@ func (b *Bridge) pushSend(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusUnprocessableEntity, "Idempotency-Key", "this key has been used for another message within the last 10 minutes")
 		return
 	}
+	b.conclude(w, r, body, v)
+}
+
+// conclude writes the verdict, or lets the worker that serves now find one.
+func (b *Bridge) conclude(w http.ResponseWriter, r *http.Request, body []byte, v verdict) {
+	if next := b.next.Load(); next != nil && v.elsewhere() {
+		next.serve(w, r, body)
+		return
+	}
 	v.write(w)
 }
 
 // push sends a message and returns the verdict.
 func (b *Bridge) push(t target, message upstream.Payload, o options) verdict {
-	return b.verdict(t, b.send(t, b.newParcel([]upstream.Payload{message}, o)))
+	p := b.newParcel([]upstream.Payload{message}, o)
+	var r result
+	if next := b.here(func() { r = b.dispatch(t, p) }); next != nil {
+		return verdict{status: http.StatusServiceUnavailable, detail: restartingDetail}
+	}
+	return b.verdict(t, p.await(r))
 }
 
 // verdict judges and counts.

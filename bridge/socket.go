@@ -34,6 +34,7 @@ type socket struct {
 	heard    atomic.Int64
 	raw      syscall.RawConn // of the socket; nil where there is something else between, such as TLS
 	owner    *conn           // hears of pongs
+	held     *look           // how it is read where it outlives this process; or nil
 }
 
 // takeOver hijacks the request's connection.
@@ -80,11 +81,20 @@ func (s *socket) Read(p []byte) (n int, err error) {
 			n = copy(p, s.early)
 			s.early = s.early[n:]
 		} else if s.broken == nil {
-			n, err = s.Conn.Read(p)
+			n, err = s.receive(p)
 		}
 		n, err = s.looked(p[:n], err)
 	}
 	return n, err
+}
+
+// receive reads from the socket.
+func (s *socket) receive(p []byte) (int, error) {
+	if s.held == nil {
+		return s.Conn.Read(p)
+	}
+	s.owner.tidy()
+	return s.look(p)
 }
 
 // looked takes what has come through the guard.
@@ -118,15 +128,31 @@ func (s *socket) Write(p []byte) (int, error) {
 	}
 	s.upgraded = true
 	if s.window == 0 {
-		return s.Conn.Write(p)
+		return s.open(p)
 	}
 	// Gorilla's answer to permessage-deflate is fixed; a client that limits our window must be told that we agree (RFC 7692, 7.1.2.1).
 	const answer = "client_no_context_takeover\r\n"
 	agreed := fmt.Sprintf("client_no_context_takeover; server_max_window_bits=%d\r\n", s.window)
-	if _, err := s.Conn.Write(bytes.Replace(p, []byte(answer), []byte(agreed), 1)); err != nil {
+	if _, err := s.open(bytes.Replace(p, []byte(answer), []byte(agreed), 1)); err != nil {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// open writes the 101.
+func (s *socket) open(p []byte) (int, error) {
+	c := s.owner
+	c.mu.Lock()
+	c.kept.begin(p, nil, nil)
+	c.mu.Unlock()
+	n, err := s.Conn.Write(p)
+	if err == nil && c.kept != nil {
+		c.mu.Lock()
+		c.kept.opens()
+		c.kept.finish(true, p, nil)
+		c.mu.Unlock()
+	}
+	return n, err
 }
 
 // SetWriteDeadline counts for the 101 alone: later deadlines are the writer's.

@@ -82,6 +82,22 @@ func New(config Config, node string, registry prometheus.Registerer, dial func(c
 // called before the first POST.
 func (c *Client) Watch(told func(down bool, why error)) { c.guard.told = told }
 
+// Busy returns how many POSTs are under way.
+func (c *Client) Busy() int {
+	busy, _, _ := c.guard.state()
+	return busy
+}
+
+// Lend takes so many of the turns for POSTs that others make.
+func (c *Client) Lend(posts int) { c.guard.lend(posts) }
+
+// Withdraw gives back the messages and the disconnect events that wait for a turn or to be sent again, and from now on those that would have to: their
+// outcome is Withdrawn, and somebody else posts them. POSTs under way go on, and connect events as ever. Restore ends it.
+func (c *Client) Withdraw() { c.guard.withdrawAll() }
+
+// Restore ends what Withdraw began.
+func (c *Client) Restore() { c.guard.restore() }
+
 // Close gives up the idle connections. POSTs under way go on.
 func (c *Client) Close() {
 	c.guard.close()
@@ -132,6 +148,9 @@ func tlsConfig(config Config) (*tls.Config, error) {
 // Wants reports whether the backend is to be sent events of this type.
 func (c *Client) Wants(kind Type) bool { return slices.Contains(c.config.Events, kind) }
 
+// Repeats reports whether an event that may have been taken is sent again.
+func (c *Client) Repeats() bool { return c.config.Retry == RetryAlways }
+
 // URL returns the backend's URL, as configured.
 func (c *Client) URL() string { return c.config.URL.String() }
 
@@ -146,6 +165,9 @@ func (c *Client) attempt(ctx context.Context, e *Event) *Reply {
 	}
 	c.seconds.WithLabelValues(string(e.Type)).Observe(time.Since(start).Seconds())
 	c.posts.WithLabelValues(string(e.Type), r.Outcome.String()).Inc()
+	if e.Trip != nil && (r.Outcome == Later || r.Outcome == Unreachable) {
+		e.Trip.Spared()
+	}
 	return r
 }
 
@@ -153,7 +175,7 @@ func (c *Client) attempt(ctx context.Context, e *Event) *Reply {
 const maxBuffer = 128 << 10
 
 func (c *Client) post(ctx context.Context, e *Event, request []byte, start time.Time) *Reply {
-	answer, body, err := c.roundTrip(ctx, request, start)
+	answer, body, err := c.roundTrip(ctx, request, start, e)
 	switch lost, ok := errors.AsType[*lostError](err); {
 	case ok && e.Type == Disconnect && lost.answer != nil:
 		answer, body = lost.answer, nil // its status says everything
@@ -187,8 +209,8 @@ func (l *lostError) reply() *Reply {
 }
 
 // roundTrip sends a request and returns its answer. One that was not taken since its idle connection was closed at that moment goes out again, on a
-// fresh one. Every error is a *lostError.
-func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time) (*http.Response, []byte, error) {
+// fresh one. Every error is a *lostError. The event is whose request it is, or nil.
+func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time, e *Event) (*http.Response, []byte, error) {
 	deadline := start.Add(c.config.Timeout)
 	timed := func(lost *lostError) *lostError {
 		if ctx.Err() != nil {
@@ -205,6 +227,9 @@ func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time)
 		cancel()
 		if err != nil {
 			return nil, nil, timed(&lostError{error: err, outcome: Unreachable})
+		}
+		if e != nil && e.Trip != nil {
+			e.Trip.Leaves(e.Attempt)
 		}
 		line.SetDeadline(deadline)
 		stop := context.AfterFunc(ctx, func() { line.SetDeadline(time.Unix(1, 0)) })
@@ -261,7 +286,7 @@ func (c *Client) options(ctx context.Context, h *Handshake) (target string, answ
 	target = c.config.URL.target(h.Path, h.Query)
 	request := append([]byte("OPTIONS "+target+" HTTP/1.1\r\nHost: "), c.host(h)...)
 	request = append(request, "\r\nUser-Agent: wsbridge\r\nContent-Length: 0\r\n\r\n"...)
-	answer, _, err = c.roundTrip(ctx, request, time.Now())
+	answer, _, err = c.roundTrip(ctx, request, time.Now(), nil)
 	return target, answer, err
 }
 

@@ -24,6 +24,15 @@ type Event struct {
 	Body         Payload    // the message
 	Goodbye      *Goodbye   // on disconnect
 	Handshake    *Handshake // of the connection
+	Trip         Trip       `json:"-"` // hears how the event fares, where it is not nil
+}
+
+// Trip hears how an event fares on its way: what must be known of it if this process is killed meanwhile.
+type Trip interface {
+	// Leaves says that the first byte of that attempt is about to be sent.
+	Leaves(attempt int)
+	// Spared says that the backend has certainly not taken it.
+	Spared()
 }
 
 // Payload is the content of one message, either way.
@@ -77,12 +86,13 @@ const (
 	Uncertain                      // it may have been taken: timed out, broken off, 408, 502, 504
 	Failed                         // another 5xx
 	Invalid                        // an answer that breaks a rule, or is too large
+	Withdrawn                      // it was waiting when Client.Withdraw was called
 )
 
 // String returns the outcome as a label of a metric.
 func (o Outcome) String() string {
 	return [...]string{"accepted", "refused", "unauthenticated", "forbidden", "gone", "misconfigured", "redirected",
-		"later", "unreachable", "uncertain", "failed", "invalid"}[o]
+		"later", "unreachable", "uncertain", "failed", "invalid", "withdrawn"}[o]
 }
 
 // Reply is what the backend says to an event.

@@ -44,9 +44,11 @@ type guard struct {
 	mu      sync.Mutex // guards the following
 	allowed int        // POSTs that may be under way, but for stale ones: most, unless the backend has just come back
 	busy    int
+	lent    int // POSTs that others have under way
 	stale   int // of those under way, how many began before the backend last went down: they may hang
 	era     int // how often it has gone down
 	waiting []*turn
+	leaving chan struct{} // closed once what waits is to be given back
 
 	failures int    // in a row
 	failed   string // the connection of the first of them
@@ -74,6 +76,7 @@ type turn struct {
 func newGuard(config Config, alive func(context.Context, *Handshake) *Reply, fell func()) *guard {
 	g := &guard{
 		most: config.MaxConcurrent, allowed: config.MaxConcurrent, limit: config.RetryFor, retry: config.Retry, alive: alive, fell: fell, told: func(bool, error) {},
+		leaving: make(chan struct{}),
 	}
 	g.ctx, g.stop = context.WithCancel(context.Background())
 	return g
@@ -101,7 +104,11 @@ func (g *guard) state() (busy, waiting int, down bool) {
 func (g *guard) enter(ctx context.Context, e *Event, until time.Time) (*turn, *Reply) {
 	t := &turn{event: e}
 	g.mu.Lock()
-	if len(g.waiting) == 0 && g.free() && ctx.Err() == nil {
+	leaving := g.leaving
+	if e.Type == Connect {
+		leaving = nil
+	}
+	if len(g.waiting) == 0 && g.free() && ctx.Err() == nil && !closed(leaving) {
 		g.give(t)
 		g.mu.Unlock()
 		return t, nil
@@ -124,6 +131,8 @@ func (g *guard) enter(ctx context.Context, e *Event, until time.Time) (*turn, *R
 			return t, nil
 		case <-ctx.Done():
 			return g.withdraw(t, context.Cause(ctx))
+		case <-leaving:
+			return g.withdraw(t, errWithdrawn)
 		case <-patience:
 		}
 		left := g.patience(asked, until)
@@ -134,7 +143,55 @@ func (g *guard) enter(ctx context.Context, e *Event, until time.Time) (*turn, *R
 	}
 }
 
-var errDown = errors.New("the backend is down for too long")
+var (
+	errDown      = errors.New("the backend is down for too long")
+	errWithdrawn = errors.New("another worker takes over")
+)
+
+// lend takes so many turns for POSTs that others make.
+func (g *guard) lend(posts int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.lent = posts
+	g.dispatch()
+}
+
+// withdrawAll gives back what waits, and from now on what would have to.
+func (g *guard) withdrawAll() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !closed(g.leaving) {
+		close(g.leaving)
+	}
+}
+
+// restore lets events wait again.
+func (g *guard) restore() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if closed(g.leaving) {
+		g.leaving = make(chan struct{})
+	}
+}
+
+// left returns a channel that is closed once an event that waits to be sent again is to be given back.
+func (g *guard) left(e *Event) <-chan struct{} {
+	if e.Type == Connect {
+		return nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.leaving
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
 
 // patience returns how long an event that has asked for its turn goes on waiting before it looks again. It is not positive when the backend
 // has been down for too long; where it just has much to do there is no limit.
@@ -163,6 +220,9 @@ func (g *guard) withdraw(t *turn, why error) (*turn, *Reply) {
 		g.dispatch()
 	} else {
 		g.waiting = slices.DeleteFunc(g.waiting, func(other *turn) bool { return other == t })
+	}
+	if errors.Is(why, errWithdrawn) {
+		return nil, &Reply{Outcome: Withdrawn, Err: why}
 	}
 	if !g.down {
 		return nil, &Reply{Outcome: Unreachable, TimedOut: true, Err: fmt.Errorf("waiting for one of %d turns at the backend: %w", g.most, why)}
@@ -282,7 +342,7 @@ func (g *guard) probe() {
 		g.mu.Unlock()
 		return
 	}
-	if g.busy >= g.most {
+	if g.busy+g.lent >= g.most {
 		g.schedule() // all turns are with POSTs that hang
 		g.mu.Unlock()
 		return
@@ -315,7 +375,9 @@ func (g *guard) harmless(t *turn) bool {
 }
 
 // free reports whether a turn can be had. The lock is held.
-func (g *guard) free() bool { return !g.down && g.busy < g.most && g.busy-g.stale < g.allowed }
+func (g *guard) free() bool {
+	return !g.down && g.busy+g.lent < g.most && g.busy-g.stale < g.allowed
+}
 
 // give gives the turn. The lock is held.
 func (g *guard) give(t *turn) {

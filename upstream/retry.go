@@ -64,6 +64,9 @@ func (c *Client) Post(ctx context.Context, e *Event) *Reply {
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
+		case <-c.guard.left(e):
+			timer.Stop()
+			return &Reply{Outcome: Withdrawn, Err: errWithdrawn}
 		case <-ctx.Done():
 			timer.Stop()
 			return r

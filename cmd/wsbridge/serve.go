@@ -62,7 +62,7 @@ func serve(ctx context.Context, s settings, log *slog.Logger, clients, pushes ne
 		return fmt.Errorf("the backend's client: %w", err)
 	}
 	defer client.Close()
-	b, err := bridge.New(s.Bridge, s.Rate, client, log, registry)
+	b, err := bridge.New(s.Bridge, s.Rate, client, log, registry, nil)
 	if err != nil {
 		return fmt.Errorf("WSBRIDGE_STATE_DIR: %w", err)
 	}

@@ -1,0 +1,364 @@
+package bridge
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"golang.org/x/sys/unix"
+
+	"wsbridge/holder"
+	"wsbridge/ratelimit"
+	"wsbridge/upstream"
+)
+
+// shelf keeps what connections leave, for workers within one process.
+type shelf struct {
+	table *holder.Table
+
+	mu       sync.Mutex
+	held     map[uint32]holder.Conn
+	released []uint32
+	change   chan struct{}
+}
+
+func newShelf(t *testing.T) *shelf {
+	table, err := holder.NewTable(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &shelf{table: table, held: map[uint32]holder.Conn{}, change: make(chan struct{})}
+}
+
+// hand is a worker's hold on the shelf.
+type hand struct {
+	*shelf
+	serial uint32
+}
+
+func (h hand) Serial() uint32       { return h.serial }
+func (h hand) Table() *holder.Table { return h.table }
+func (h hand) Busy(int) error       { return nil }
+
+func (h hand) Keep(slot, gen uint32, fd int) error {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if old, ok := h.held[slot]; ok {
+		unix.Close(old.Fd)
+	}
+	h.held[slot] = holder.Conn{Slot: slot, Gen: gen, Fd: dup}
+	return nil
+}
+
+func (h hand) Release(slot uint32) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.released = append(h.released, slot)
+	close(h.change)
+	h.change = make(chan struct{})
+	return nil
+}
+
+// conns returns duplicates of the sockets that are free to be taken.
+func (s *shelf) conns(lingering ...uint32) (conns []holder.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for slot, c := range s.held {
+		if !slices.Contains(lingering, s.table.Slot(slot).Owner.Load()) {
+			c.Fd, _ = unix.FcntlInt(uintptr(c.Fd), unix.F_DUPFD_CLOEXEC, 3)
+			conns = append(conns, c)
+		}
+	}
+	s.released = nil
+	return conns
+}
+
+// relay is a row of workers behind two listeners, of which one serves.
+type relay struct {
+	*shelf
+	t       *testing.T
+	config  Config
+	backend upstream.Config
+	clients *httptest.Server
+	pushes  *httptest.Server
+	serving atomic.Pointer[Bridge]
+	serial  uint32
+	old     *Bridge
+}
+
+func newRelay(t *testing.T, backend http.HandlerFunc, change func(*Config, *upstream.Config)) *relay {
+	r := &relay{shelf: newShelf(t), t: t}
+	application := httptest.NewServer(backend)
+	r.backend = upstream.Config{TextType: "text/plain", Events: upstream.Types{"connect", "message", "disconnect"}, Timeout: time.Minute, Retry: upstream.RetrySafe, RetryFor: time.Minute, MaxConcurrent: 16, MaxAnswer: 1 << 20}
+	r.config = Config{
+		Paths: []Path{"/*"}, MaxConnections: 1000, HandshakeTimeout: time.Minute, MaxMessage: 300_000, Compression: "on", PingInterval: time.Hour,
+		PongTimeout: time.Hour, SendBuffer: 1 << 20, SlowClient: SlowClose, WriteTimeout: time.Minute, PushMaxBody: 1 << 20,
+		GoodbyeFor: time.Hour, GoodbyeMax: 100_000, GoodbyeBytes: 64 << 20,
+	}
+	if change != nil {
+		change(&r.config, &r.backend)
+	}
+	if err := r.backend.URL.UnmarshalText([]byte(application.URL)); err != nil {
+		t.Fatal(err)
+	}
+	r.clients = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { r.serving.Load().ServeHTTP(w, req) }))
+	r.clients.Config.SetKeepAlivesEnabled(false)
+	r.clients.Start()
+	r.pushes = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r.serving.Load().Push(http.NotFoundHandler()).ServeHTTP(w, req)
+	}))
+	r.next()
+	t.Cleanup(func() {
+		r.finish()
+		if lost := r.serving.Load().Drain(patience); lost != 0 {
+			t.Errorf("%d disconnect events lost", lost)
+		}
+		r.clients.Close()
+		r.pushes.Close()
+		application.Close()
+	})
+	return r
+}
+
+const patience = time.Minute
+
+// next makes another worker serve.
+func (r *relay) next() {
+	r.t.Helper()
+	r.finish()
+	r.serial++
+	client, err := upstream.New(r.backend, "test", nil, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(client.Close)
+	b, err := New(r.config, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), nil, hand{r.shelf, r.serial})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	start := holder.Start{Cause: "start"}
+	if r.old = r.serving.Load(); r.old != nil {
+		r.old.Suspend(http.DefaultTransport.(*http.Transport).Clone())
+		start = holder.Start{Cause: "reload", Lingering: []uint32{r.serial - 1}}
+	}
+	b.Resume(r.conns(start.Lingering...), start)
+	b.Serving()
+	r.serving.Store(b)
+}
+
+// finish waits until the worker before has handed over all it had.
+func (r *relay) finish() {
+	if r.old == nil {
+		return
+	}
+	done := r.old.Unfinished()
+	for timeout := time.After(patience); ; {
+		r.mu.Lock()
+		released, change := r.released, r.change
+		r.released = nil
+		r.mu.Unlock()
+		for _, slot := range released {
+			r.mu.Lock()
+			c, ok := r.held[slot]
+			r.mu.Unlock()
+			if !ok {
+				c = holder.Conn{Slot: slot, Gen: r.table.Slot(slot).Gen.Load(), Fd: -1}
+			} else {
+				c.Fd, _ = unix.FcntlInt(uintptr(c.Fd), unix.F_DUPFD_CLOEXEC, 3)
+			}
+			r.serving.Load().Take([]holder.Conn{c})
+		}
+		if len(released) > 0 {
+			continue
+		}
+		select {
+		case <-change:
+		case <-done:
+			r.mu.Lock()
+			more := len(r.released) > 0
+			r.mu.Unlock()
+			if !more {
+				r.old = nil
+				return
+			}
+		case <-timeout:
+			r.t.Fatal("the worker before does not come to an end")
+		}
+	}
+}
+
+// dial opens a connection through the relay.
+func (r *relay) dial(path string) *websocket.Conn {
+	r.t.Helper()
+	c, _, err := websocket.DefaultDialer.Dial("ws"+strings.TrimPrefix(r.clients.URL, "http")+path, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { c.Close() })
+	c.SetReadDeadline(time.Now().Add(patience))
+	return c
+}
+
+// TestAHandoverAnywhereChangesNothing hands a connection to another worker behind each byte of what its client sends.
+func TestAHandoverAnywhereChangesNothing(t *testing.T) {
+	var mu sync.Mutex
+	var log []string
+	r := newRelay(t, func(w http.ResponseWriter, req *http.Request) {
+		body, _ := io.ReadAll(req.Body)
+		mu.Lock()
+		log = append(log, fmt.Sprintf("%s %s %s", req.Header.Get("ce-type"), req.Header.Get("ce-sequence"), body))
+		mu.Unlock()
+		if req.Header.Get("ce-type") == "wsbridge.message" {
+			w.Header().Set("Content-Type", "text/plain")
+			w.Write(body)
+		}
+	}, nil)
+	c := r.dial("/")
+	pinged := make(chan string, 100)
+	c.SetPongHandler(func(payload string) error { pinged <- payload; return nil })
+	raw := c.UnderlyingConn()
+	mask := func(first byte, payload string) []byte {
+		return append([]byte{first, 0x80 | byte(len(payload)), 0, 0, 0, 0}, payload...)
+	}
+	var wire []byte
+	wire = append(wire, mask(0x81, "one")...)
+	wire = append(wire, mask(0x89, "ping")...)
+	wire = append(wire, mask(0x01, "tw")...)
+	wire = append(wire, mask(0x8a, "pong")...)
+	wire = append(wire, mask(0x80, "o")...)
+	wire = append(wire, mask(0x81, "three")...)
+	answers := make(chan string, 10)
+	go func() {
+		for {
+			_, p, err := c.ReadMessage()
+			if err != nil {
+				t.Log(err)
+				close(answers)
+				return
+			}
+			answers <- string(p)
+		}
+	}()
+	for i := range wire {
+		raw.Write(wire[i : i+1])
+		r.next()
+	}
+	r.finish()
+	for _, want := range []string{"one", "two", "three"} {
+		if got := <-answers; got != want {
+			t.Fatalf("answer %q, want %q", got, want)
+		}
+	}
+	r.next()
+	c.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(1000, ""), time.Now().Add(time.Second))
+	if _, more := <-answers; more {
+		t.Error("more than three answers")
+	}
+	r.next()
+	r.finish()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		mu.Lock()
+		n := len(log)
+		mu.Unlock()
+		if n >= 5 || time.Now().After(end) {
+			break
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(log) != 5 || !slices.Equal(log[:4], []string{"wsbridge.connect 1 ", "wsbridge.message 2 one", "wsbridge.message 3 two", "wsbridge.message 4 three"}) || !strings.HasPrefix(log[4], "wsbridge.disconnect 5 ") {
+		t.Errorf("the backend was sent %q", log)
+	}
+	if len(pinged) == 0 {
+		t.Error("the ping was not answered")
+	}
+}
+
+// TestAHandoverDuringAPostAndALongWrite hands over while a message is at the backend, and while a client does not read.
+func TestAHandoverDuringAPostAndALongWrite(t *testing.T) {
+	gate := make(chan struct{})
+	arrived := make(chan struct{}, 10)
+	r := newRelay(t, func(w http.ResponseWriter, req *http.Request) {
+		switch body, _ := io.ReadAll(req.Body); {
+		case req.Header.Get("ce-type") == "wsbridge.connect":
+			w.Header().Set("Ws-User", "ann")
+			w.Header().Set("Ws-Join", "room")
+			w.Header().Set("Ws-Messages", "none")
+		case string(body) == "wait":
+			arrived <- struct{}{}
+			<-gate
+			w.Header().Set("Ws-State", "waited")
+			io.WriteString(w, "waited")
+		default:
+			io.WriteString(w, string(body)+" in state "+req.Header.Get("ce-state")+" of "+req.Header.Get("ce-userid"))
+		}
+	}, nil)
+	c := r.dial("/")
+	c.WriteMessage(1, []byte("wait"))
+	<-arrived
+	c.WriteMessage(1, []byte("second"))
+	r.next()
+	// A push meanwhile waits for the connection to arrive, and so does a change.
+	answer, err := http.Post(r.pushes.URL+"/groups/room", "text/plain", strings.NewReader("pushed"))
+	if err != nil || answer.StatusCode != 202 {
+		t.Fatalf("push = %v, %v", answer, err)
+	}
+	if body, _ := io.ReadAll(answer.Body); !bytes.Contains(body, []byte(`"queued":1`)) {
+		t.Errorf("push to a connection on its way: %s", body)
+	}
+	close(gate)
+	var got []string
+	for range 3 {
+		_, p, err := c.ReadMessage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, string(p))
+		r.finish()
+	}
+	if got[0] != "waited" || !slices.Contains(got, "pushed") || !slices.Contains(got, "second in state waited of ann") {
+		t.Errorf("the client was sent %q", got)
+	}
+
+	// 8 MiB that nobody reads: more than a socket takes.
+	big := strings.Repeat("x", 1<<20)
+	for range 8 {
+		if answer, err := http.Post(r.pushes.URL+"/users/ann", "text/plain", strings.NewReader(big)); err != nil || answer.StatusCode != 202 {
+			t.Fatalf("push = %v, %v", answer, err)
+		}
+		if _, p, err := c.ReadMessage(); err != nil || len(p) != len(big) {
+			t.Fatalf("%d bytes, %v", len(p), err)
+		}
+	}
+	for i := range 3 {
+		http.Post(r.pushes.URL+"/users/ann", "text/plain", strings.NewReader(fmt.Sprint(i)+big[:1<<20-1]))
+	}
+	done := make(chan struct{})
+	go func() {
+		for i := range 3 {
+			_, p, err := c.ReadMessage()
+			if err != nil || len(p) != 1<<20 || p[0] != byte('0'+i) {
+				t.Errorf("message %d: %d bytes, %v", i, len(p), err)
+				break
+			}
+		}
+		close(done)
+	}()
+	r.next()
+	r.finish()
+	<-done
+}

@@ -1,0 +1,201 @@
+package bridge
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+)
+
+// Reading from a socket that outlives this process leaves what is read in the kernel's buffer, until the message it belongs to is done with: the
+// buffer is the log of what is owed to the client. Positions in it:
+//
+//	dropped ≤ looked at (guard.offset) ≤ received
+//
+// What is between dropped and received the next worker finds as well, if this one is killed.
+type look struct {
+	kept    *kept
+	kernel  bool // it remembers where we look (SO_PEEK_OFF; Linux 6.9 for TCP)
+	budget  int64
+	dropped atomic.Int64
+	run     func(fd uintptr) bool
+	into    []byte
+	n       int
+	err     error
+	skip    func() int // bytes from dropped to where we look, without the kernel's help
+	mu      sync.Mutex // held while bytes are dropped, and while they are looked at without the kernel's help
+	busy    atomic.Bool
+	shut    atomic.Bool // nothing is read any more: another worker does
+}
+
+// errHanded ends the reading of a connection that another worker has.
+var errHanded = errors.New("the connection is with another worker")
+
+const (
+	// lookAhead is how much may lie unanswered in a socket's buffer, in bytes: a message of the default's largest size, and some headers.
+	lookAhead = 68 << 10
+	// lookShare is how much of the buffer that may be: it also holds what the kernel keeps with the bytes, and full it would stop the client
+	// in the middle of a message.
+	lookShare = 5.0 / 8
+)
+
+// read looks at what comes next in the client's stream.
+func (s *socket) look(p []byte) (int, error) {
+	l := s.held
+	for {
+		if l.shut.Load() {
+			return 0, errHanded
+		}
+		room := l.budget - (s.guard.offset - l.dropped.Load())
+		if room > 0 {
+			p = p[:min(int64(len(p)), room)]
+			break
+		}
+		if !s.owner.makeRoom() {
+			return 0, errHanded
+		}
+		if s.guard.offset-l.dropped.Load() >= l.budget {
+			p = p[:min(len(p), readBuffer)] // the message's end is there, and little behind it
+			break
+		}
+	}
+	l.into, l.n, l.err = p, 0, nil
+	err := s.raw.Read(l.run)
+	l.into = nil
+	if err == nil {
+		err = l.err
+	}
+	if err == nil && l.n == 0 {
+		err = io.EOF
+	}
+	return l.n, err
+}
+
+// once is one look, for the runtime's poller.
+func (l *look) once(fd uintptr) bool {
+	l.busy.Store(true)
+	defer l.busy.Store(false)
+	if l.shut.Load() {
+		return false
+	}
+	var again bool
+	if l.kernel {
+		l.n, again, l.err = lookAt(int(fd), l.into)
+	} else {
+		l.mu.Lock()
+		l.n, again, l.err = lookBehind(int(fd), l.into, l.skip())
+		l.mu.Unlock()
+	}
+	return !again
+}
+
+// drop takes what is before the position out of the socket's buffer: it is done with. The connection's lock is held.
+func (s *socket) drop(to int64) {
+	l := s.held
+	n := to - l.dropped.Load()
+	if n <= 0 {
+		return
+	}
+	slot := l.kept.slot
+	at := slot.Base.Load() + uint64(to)
+	slot.DropTo.Store(at)
+	l.mu.Lock()
+	s.raw.Control(func(fd uintptr) { dropBytes(int(fd), int(n), l.kept.tcp) })
+	l.dropped.Store(to)
+	l.mu.Unlock()
+	slot.DropFrom.Store(at)
+}
+
+// makeRoom waits until there is room for more of the client's stream. Where the message being read does not leave any by itself it is dropped as it
+// comes, and until it is done with its connection can't outlive this process. It returns false when the connection is with another worker.
+func (c *conn) makeRoom() bool {
+	s := c.socket
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	standing := false
+	for s.guard.offset-s.held.dropped.Load() >= s.held.budget {
+		if c.handed || s.held.shut.Load() {
+			return false
+		}
+		k := c.kept
+		if c.ctx.Err() != nil || len(k.owed) == 0 && !c.handing {
+			if c.ctx.Err() == nil && !k.large {
+				k.large = true
+				k.slot.Large.Store(uint64(s.guard.current()) + 1)
+			}
+			if c.ctx.Err() != nil {
+				s.drop(s.guard.offset) // messages are let go
+			} else {
+				s.drop(s.guard.within())
+			}
+			break
+		}
+		if !standing {
+			standing = true
+			c.stand()
+		}
+		c.changed.Wait()
+	}
+	if standing {
+		c.goOn()
+	}
+	return true
+}
+
+// tidy drops control frames that have been dealt with and that no message stands before.
+func (c *conn) tidy() {
+	s := c.socket
+	if s.guard.offset == s.held.dropped.Load() || !s.guard.atRest() || s.buffer.Buffered() > 0 {
+		return
+	}
+	c.mu.Lock()
+	if len(c.kept.owed) == 0 && !c.handing {
+		s.drop(s.guard.offset)
+	}
+	c.mu.Unlock()
+}
+
+// keep gives the socket to the keeper, as the 101 is about to be written.
+func (s *socket) keep(k *kept) error {
+	early := int64(len(s.early))
+	l := &look{kept: k, budget: lookAhead}
+	var err error
+	failed := s.raw.Control(func(fd uintptr) {
+		received, written, tcp := positions(int(fd))
+		k.tcp = tcp
+		slot := k.slot
+		slot.Base.Store(received - uint64(early))
+		slot.DropFrom.Store(received)
+		slot.DropTo.Store(received)
+		slot.Wrote.Store(written)
+		slot.Large.Store(uint64(early)) // what came with the handshake is in no buffer any more
+		l.prepare(int(fd), 0)
+		err = k.in.Keep(k.index, slot.Gen.Load(), int(fd))
+	})
+	if err == nil {
+		err = failed
+	}
+	if err != nil {
+		return err
+	}
+	s.hold(l, early)
+	return nil
+}
+
+// prepare sets the socket's options for looking, from where it is dropped to plus so many bytes.
+func (l *look) prepare(fd int, ahead int64) {
+	l.kernel = lookFrom(fd, int(ahead))
+	if size := receiveBuffer(fd); size > 0 {
+		l.budget = min(l.budget, int64(float64(size)*lookShare))
+	}
+}
+
+// hold makes the socket one that outlives this process, of which so many bytes have been dropped.
+func (s *socket) hold(l *look, dropped int64) {
+	l.dropped.Store(dropped)
+	l.run = l.once
+	l.skip = func() int { return int(s.guard.offset - l.dropped.Load()) }
+	l.kept.live = true
+	s.held = l
+	s.Conn = heldConn{s.Conn, s.raw}
+}

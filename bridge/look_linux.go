@@ -1,0 +1,183 @@
+package bridge
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// heldConn is a socket of which the keeper has a duplicate.
+type heldConn struct {
+	net.Conn
+	raw syscall.RawConn
+}
+
+// Close ends the TCP connection, which closing the descriptor would not while there is a duplicate.
+func (c heldConn) Close() error {
+	c.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+	return c.Conn.Close()
+}
+
+// CloseWrite ends our side of it.
+func (c heldConn) CloseWrite() error {
+	var err error
+	if failed := c.raw.Control(func(fd uintptr) { err = unix.Shutdown(int(fd), unix.SHUT_WR) }); failed != nil {
+		return failed
+	}
+	return err
+}
+
+// lookAt reads without taking, from where the kernel remembers that we have looked to.
+func lookAt(fd int, p []byte) (n int, again bool, err error) {
+	for {
+		n, _, failure := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+		switch failure {
+		case 0:
+			return int(n), false, nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return 0, true, nil
+		default:
+			return 0, false, os.NewSyscallError("recv", failure)
+		}
+	}
+}
+
+// skipped is where bytes go that have been looked at before. Nobody reads it.
+var skipped = sync.Pool{New: func() any {
+	p := make([]byte, 2*lookAhead)
+	return &p
+}}
+
+// lookBehind reads without taking, behind so many bytes, where the kernel does not remember (before Linux 6.9): those are copied again each time. It does not
+// tell the end of the stream behind them either.
+func lookBehind(fd int, p []byte, skip int) (n int, again bool, err error) {
+	over := skipped.Get().(*[]byte)
+	defer skipped.Put(over)
+	for ended := false; ; {
+		buffers := [][]byte{p}
+		if skip > 0 {
+			buffers = [][]byte{(*over)[:skip], p}
+		}
+		n, _, _, _, err := unix.RecvmsgBuffers(fd, buffers, nil, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return 0, true, nil
+		case err != nil:
+			return 0, false, os.NewSyscallError("recvmsg", err)
+		case n > skip:
+			return n - skip, false, nil
+		case n == 0 && skip == 0 || ended:
+			return 0, false, io.EOF
+		}
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		unix.Poll(poll, 0)
+		if poll[0].Revents == 0 {
+			return 0, true, nil
+		}
+		ended = true // what came before the end is there by now: one more look
+	}
+}
+
+// dropBytes takes bytes out of the socket's buffer. TCP does it without copying them.
+func dropBytes(fd, n int, tcp bool) {
+	if tcp {
+		for n > 0 {
+			r, _, failure := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), 0, uintptr(n), unix.MSG_TRUNC|unix.MSG_DONTWAIT, 0, 0)
+			if failure != 0 && failure != unix.EINTR || failure == 0 && r == 0 {
+				return // reset: there is nothing to drop
+			}
+			if failure == 0 {
+				n -= int(r)
+			}
+		}
+		return
+	}
+	over := skipped.Get().(*[]byte)
+	defer skipped.Put(over)
+	for n > 0 {
+		r, _, err := unix.Recvfrom(fd, (*over)[:min(n, len(*over))], unix.MSG_DONTWAIT)
+		if err != nil && err != unix.EINTR || err == nil && r == 0 {
+			return
+		}
+		n -= max(r, 0)
+	}
+}
+
+// positions returns how many bytes have been taken from a TCP socket and given to it since it was connected; those of another kind are not known.
+func positions(fd int) (received, written uint64, tcp bool) {
+	for {
+		before, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return 0, 0, false
+		}
+		unread, _ := unix.IoctlGetInt(fd, unix.SIOCINQ)
+		unsent, _ := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		after, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return 0, 0, false
+		}
+		// What arrives between the calls would be counted on one side alone.
+		if before.Bytes_received == after.Bytes_received && before.Bytes_acked == after.Bytes_acked && before.State == after.State {
+			received := after.Bytes_received - uint64(unread)
+			switch after.State {
+			case unix.BPF_TCP_CLOSE_WAIT, unix.BPF_TCP_LAST_ACK, unix.BPF_TCP_CLOSING:
+				received-- // the client's FIN counts as a byte
+			}
+			return received, after.Bytes_acked + uint64(unsent), true
+		}
+	}
+}
+
+// lookFrom makes the kernel remember where we look, beginning behind so many bytes. It returns false where it can't.
+func lookFrom(fd, ahead int) bool {
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, ahead) == nil
+}
+
+// receiveBuffer returns the size of the socket's receive buffer, or 0.
+func receiveBuffer(fd int) int {
+	size, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	return size
+}
+
+// connected is a socket that came as a descriptor. It is a file to Go, which makes fewer calls of that than of a connection.
+type connected struct{ *os.File }
+
+// LocalAddr returns nil: nobody asks.
+func (connected) LocalAddr() net.Addr { return nil }
+
+// RemoteAddr returns nil: the client's address is in its record.
+func (connected) RemoteAddr() net.Addr { return nil }
+
+// resumed returns the socket that the descriptor stands for, which it owns.
+func resumed(fd int) (net.Conn, syscall.RawConn, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, nil, err
+	}
+	file := os.NewFile(uintptr(fd), "client")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := file.SetDeadline(time.Time{}); err != nil { // one that can't be waited for
+		return nil, nil, err
+	}
+	return connected{file}, raw, nil
+}
+
+// closeKept ends a connection of which nothing is to go on.
+func closeKept(fd int) {
+	unix.Shutdown(fd, unix.SHUT_RDWR)
+	unix.Close(fd)
+}
+
+// closeDuplicate closes a descriptor of a socket that goes on.
+func closeDuplicate(fd int) { unix.Close(fd) }

@@ -1,0 +1,469 @@
+package bridge
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"wsbridge/holder"
+)
+
+// take takes connections over. Two at a time, since most of it is system calls.
+func (b *Bridge) take(conns []holder.Conn) {
+	half := len(conns) / 2
+	if half < 100 {
+		for _, conn := range conns {
+			b.takeOne(conn)
+		}
+		return
+	}
+	var both sync.WaitGroup
+	both.Go(func() { b.take(conns[:half]) })
+	both.Go(func() { b.take(conns[half:]) })
+	both.Wait()
+}
+
+// takeRest takes over what has no socket: connections that have ended with their worker, and disconnect events. What is free is for new
+// connections.
+func (b *Bridge) takeRest(lost func(s *holder.Slot) bool) {
+	k := b.keeping
+	known := make(map[uint32]bool)
+	k.mu.Lock()
+	for _, index := range k.free {
+		known[index] = true
+	}
+	k.mu.Unlock()
+	var free []uint32
+	for i := range uint32(k.table.Slots()) {
+		slot := k.table.Slot(i)
+		if slot.Has(k.Serial()) || !lost(slot) || known[i] {
+			continue
+		}
+		if holder.Block(slot.Record.Load()).Stage() == holder.StageFree {
+			free = append(free, i)
+		} else {
+			b.takeOne(holder.Conn{Slot: i, Gen: slot.Gen.Load(), Fd: -1})
+		}
+	}
+	k.mu.Lock()
+	k.free = append(free, k.free...)
+	k.mu.Unlock()
+}
+
+// expectRest makes connections known that are still with another worker: pushes to them wait until they arrive.
+func (b *Bridge) expectRest(lingers func(s *holder.Slot) bool) {
+	k := b.keeping
+	for i := range uint32(k.table.Slots()) {
+		slot := k.table.Slot(i)
+		block := holder.Block(slot.Record.Load())
+		if !lingers(slot) || block.Stage() != holder.StageOpen || slot.Ended.Load() != 0 {
+			continue
+		}
+		rec, err := decodeRecord(k.table.Bytes(block))
+		if err != nil || holder.Block(slot.Record.Load()) != block || !b.accepting() {
+			continue
+		}
+		c := b.newConn(rec)
+		c.arriving, c.accepted = true, true
+		b.enroll(c)
+		k.mu.Lock()
+		k.arriving[i] = c
+		k.mu.Unlock()
+	}
+}
+
+// enroll makes a connection known that was accepted before.
+func (b *Bridge) enroll(c *conn) {
+	b.registry.reserve(c.record.key(), 1<<31-1, 0)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b.registry.enroll(c)
+}
+
+// takeOne takes over one connection, or what is left of one.
+func (b *Bridge) takeOne(conn holder.Conn) {
+	k := b.keeping
+	if int(conn.Slot) >= k.table.Slots() {
+		return
+	}
+	slot := k.table.Slot(conn.Slot)
+	if slot.Gen.Load() != conn.Gen {
+		if conn.Fd >= 0 {
+			closeKept(conn.Fd)
+		}
+		return
+	}
+	if slot.Owner.Swap(k.Serial()) == k.Serial() { // it was released just as all that is free was handed out
+		if conn.Fd >= 0 {
+			closeDuplicate(conn.Fd)
+		}
+		return
+	}
+	kept := &kept{in: k, index: conn.Slot, slot: slot}
+	k.mu.Lock()
+	expected := k.arriving[conn.Slot]
+	delete(k.arriving, conn.Slot)
+	k.mu.Unlock()
+	block := holder.Block(slot.Record.Load())
+	stage := block.Stage()
+	if stage == holder.StageOpening && conn.Fd >= 0 {
+		stage = kept.opening(conn.Fd)
+	}
+	if stage == holder.StageOpen && conn.Fd >= 0 {
+		if rec, err := decodeRecord(k.table.Bytes(block)); err == nil {
+			b.resume(kept, rec, conn.Fd, expected)
+			return
+		} else {
+			b.log.Error("a connection can't be taken over", "error", err)
+			b.unreadable(kept, conn.Fd)
+			return
+		}
+	}
+	if conn.Fd >= 0 {
+		closeKept(conn.Fd)
+	}
+	if expected != nil {
+		b.vanished(expected)
+	}
+	switch stage {
+	case holder.StageOwed:
+		b.takeGoodbye(kept, k.table.Bytes(block))
+	case holder.StageFree:
+		kept.free()
+	case holder.StageOpen:
+		b.farewell(kept, closeVanished(nil))
+	case holder.StageOpening:
+		if slot.Posted.Load() == 0 { // the backend has not heard of it
+			kept.free()
+			return
+		}
+		b.farewell(kept, closeRestarting(nil))
+	}
+}
+
+// opening returns how far a connection is whose 101 was under way.
+func (k *kept) opening(fd int) holder.Stage {
+	log := holder.Block(k.slot.Log.Load())
+	if log.Len() == 0 {
+		return holder.StageOpening
+	}
+	entry, wire := k.in.table.Log(log)
+	if _, written, tcp := positions(fd); !tcp || written != entry.Wrote+uint64(len(wire)) {
+		return holder.StageOpening
+	}
+	k.opens()
+	return holder.StageOpen
+}
+
+// unreadable ends a connection whose record another version has written.
+func (b *Bridge) unreadable(k *kept, fd int) {
+	if k.slot.Log.Load() == 0 && k.slot.Ended.Load() == 0 {
+		if conn, _, err := resumed(fd); err == nil {
+			conn.SetWriteDeadline(time.Now().Add(time.Second))
+			conn.Write(controlFrame(nil, opClose, closeRestarting(nil).body()))
+			conn.Close()
+			k.free()
+			return
+		}
+	}
+	closeKept(fd)
+	k.free()
+}
+
+// vanished forgets a connection that was to arrive, and has ended where it was.
+func (b *Bridge) vanished(c *conn) {
+	c.mu.Lock()
+	c.arriving = false
+	c.cancel(closeVanished(nil))
+	c.out.discard()
+	c.forsake()
+	b.registry.remove(c)
+	c.mu.Unlock()
+	b.registry.release(c)
+	b.conns.Done()
+}
+
+// farewell says goodbye for a connection that has ended with its worker.
+func (b *Bridge) farewell(k *kept, why *Close) {
+	rec, err := decodeRecord(k.in.table.Bytes(holder.Block(k.slot.Record.Load())))
+	if err != nil || !b.accepting() {
+		b.log.Error("the disconnect event of a connection is lost", "error", err)
+		k.free()
+		return
+	}
+	defer b.conns.Done()
+	if ending := k.ending(); ending != nil {
+		why = ending
+	}
+	b.registry.reserve(rec.key(), 1<<31-1, 0)
+	c := b.newConn(rec)
+	c.kept = k
+	c.recount()
+	if c.record.Sequence == 0 {
+		c.record.Sequence = 1 // the connect event's, which was under way
+	}
+	c.mu.Lock()
+	c.cancel(why)
+	c.mu.Unlock()
+	b.registry.release(c)
+	b.metrics.resumed.WithLabelValues("ended").Inc()
+	b.goodbye(c)
+}
+
+// recount reads the numbers that are in the slot.
+func (c *conn) recount() {
+	slot, r := c.kept.slot, &c.record
+	p := slot.Progressed()
+	r.Sequence, r.MessagesIn, r.BytesIn = p.Sequence.Load(), p.MessagesIn.Load(), p.BytesIn.Load()
+	r.Position = int64(p.Done.Load())
+	r.MessagesOut, r.BytesOut, r.Dropped = slot.MessagesOut.Load(), slot.BytesOut.Load(), slot.Dropped.Load()
+}
+
+// resume goes on with a connection where its worker has left it. It may have been killed anywhere.
+func (b *Bridge) resume(k *kept, rec record, fd int, c *conn) {
+	raw, control, err := resumed(fd)
+	if err != nil || c == nil && !b.accepting() {
+		if err == nil {
+			raw.Close()
+		} else {
+			closeKept(fd)
+		}
+		b.farewell(k, closeVanished(err))
+		return
+	}
+	arrived := c != nil
+	if arrived {
+		c.mu.Lock()
+		b.registry.forget(c)
+		c.record = rec
+		c.mu.Unlock()
+	} else {
+		c = b.newConn(rec)
+	}
+	b.upgraded.Add(1)
+	s := &socket{Conn: raw, raw: control, upgraded: true, owner: c}
+	s.heard.Store(time.Now().UnixNano())
+	s.buffer = bufio.NewReaderSize(s, readBuffer)
+
+	c.mu.Lock()
+	c.kept, c.socket, c.accepted = k, s, true
+	c.recount()
+	at := k.examine(fd)
+	l := &look{kept: k, budget: lookAhead}
+	k.tcp = at.tcp
+	s.hold(l, at.dropped)
+	if at.done > at.dropped { // answered, and not dropped yet
+		s.drop(at.done)
+		at.dropped = at.done
+	}
+	s.guard.offset = max(at.done, at.answering, at.dropped)
+	control.Control(func(fd uintptr) { l.prepare(int(fd), s.guard.offset-at.dropped) })
+	c.record.Position = s.guard.offset
+	k.posted, k.attempt = int64(k.slot.Posted.Load()), int(k.slot.Attempt.Load())
+	if at.rest != nil {
+		c.goOnWriting(at)
+	}
+	why := c.fate(at)
+	if arrived {
+		c.arriving = false
+		if c.why != nil && why == nil { // closed meanwhile
+			why = c.why
+		}
+		c.why = nil
+	} else {
+		c.mu.Unlock()
+		b.registry.reserve(rec.key(), 1<<31-1, 0)
+		c.mu.Lock()
+	}
+	b.registry.enroll(c)
+	changes := c.changes
+	c.changes = nil
+	c.mu.Unlock()
+
+	for _, change := range changes {
+		change()
+	}
+	c.attach(b.upgradeAgain(s, rec.Window > 0))
+	c.opened()
+	if why != nil {
+		b.metrics.resumed.WithLabelValues("closed").Inc()
+		c.end(why)
+	} else {
+		b.metrics.resumed.WithLabelValues("resumed").Inc()
+	}
+	if int64(k.slot.Posted.Load()) > max(at.done, at.answering) && why == nil {
+		b.metrics.resumed.WithLabelValues("repeated").Inc()
+	}
+	go c.serve()
+}
+
+// place is where a connection stands that a worker has left.
+type place struct {
+	tcp       bool
+	dropped   int64 // all in the client's stream: what is no more in the socket's buffer
+	done      int64 // what is answered
+	answering int64 // the end of the message that the rest answers, or 0
+	entry     *holder.LogEntry
+	wire      []byte
+	rest      []byte // of a frame of which the beginning may be out
+	torn      bool   // the socket stands within a frame that can't be finished
+	unclear   bool   // it can't be told what has been dropped
+	said      bool   // our close frame is out
+}
+
+// examine finds out by the slot and by what the kernel counts where the connection stands. It changes nothing but the slot, so that it may be killed
+// and done again. Most connections were at rest, and the kernel need not be asked.
+func (k *kept) examine(fd int) place {
+	slot := k.slot
+	at := place{tcp: true, said: slot.Ended.Load()&endedSaid != 0}
+	from, to, log := slot.DropFrom.Load(), slot.DropTo.Load(), holder.Block(slot.Log.Load())
+	received, written := to, slot.Wrote.Load()
+	if from != to || log != 0 {
+		received, written, at.tcp = positions(fd)
+	}
+	dropped := to
+	switch {
+	case from == to:
+	case at.tcp && (received == from || received == from+1): // a FIN may count as a byte
+		dropped = from
+	case !at.tcp || received != to && received != to+1:
+		at.unclear = true
+	}
+	slot.DropTo.Store(dropped)
+	slot.DropFrom.Store(dropped)
+	at.dropped = int64(dropped - slot.Base.Load())
+	at.done = int64(slot.Progressed().Done.Load())
+	if log == 0 {
+		return at
+	}
+	if log.Len() == 0 { // a write that was not noted whole
+		if at.torn = !at.tcp || written != slot.Wrote.Load(); !at.torn {
+			slot.Log.Store(0)
+		}
+		return at
+	}
+	entry, wire := k.in.table.Log(log)
+	sent := written - entry.Wrote
+	switch {
+	case !at.tcp || sent > uint64(len(wire))+1: // our FIN counts as well
+		at.torn = true
+	case sent >= uint64(len(wire)):
+		if wire[0]&0x0f == opClose {
+			at.said = true
+			k.said()
+		}
+		if int64(entry.Done) > at.done {
+			slot.Advance(entry.Done, entry.Sequence, entry.MessagesIn, entry.BytesIn)
+			at.done = int64(entry.Done)
+		}
+		slot.Wrote.Store(entry.Wrote + uint64(len(wire)))
+		slot.Log.Store(0)
+		k.in.arena.Free(log)
+	default:
+		at.entry, at.wire, at.rest = entry, wire, wire[sent:]
+		k.block, k.length = log, len(wire)
+		if int64(entry.Done) > at.done {
+			at.answering = int64(entry.Done)
+		}
+	}
+	return at
+}
+
+// goOnWriting puts the rest of a frame before everything else. The lock is held.
+func (c *conn) goOnWriting(at place) {
+	f := frame{wire: at.rest}
+	switch opcode := at.wire[0] & 0x0f; {
+	case opcode == opClose:
+		c.out.shut = true
+	case opcode >= opClose:
+		f.control = true
+	default:
+		f.messages, f.payload = 1, len(at.wire)
+	}
+	if at.answering > 0 {
+		f.owed = &owed{
+			kept: c.kept, end: at.answering, sequence: at.entry.Sequence, messages: at.entry.MessagesIn, bytes: at.entry.BytesIn, carried: true,
+		}
+		c.kept.owed = []*owed{f.owed}
+		c.record.Sequence, c.record.MessagesIn, c.record.BytesIn = at.entry.Sequence, at.entry.MessagesIn, at.entry.BytesIn
+	} else if at.done > 0 {
+		c.recount()
+	}
+	c.out.torn = f
+}
+
+// fate returns how a connection ends that can't go on, or nil. The lock is held.
+func (c *conn) fate(at place) *Close {
+	slot := c.kept.slot
+	done := uint64(max(at.done, at.answering))
+	open := slot.Posted.Load() > done
+	switch why := c.kept.ending(); {
+	case at.torn:
+		end := closeRestarting(nil)
+		end.silent = true
+		return end
+	case why != nil:
+		if at.said {
+			c.out.shut, c.sealed = true, true
+		} else if open && !c.out.shut {
+			return closeOpen(nil)
+		}
+		return why
+	case open && !c.bridge.upstream.Repeats():
+		return closeOpen(errRestarted)
+	case at.unclear || slot.Large.Load() > done:
+		if open {
+			return closeOpen(errRestarted)
+		}
+		return closeRestarting(nil)
+	}
+	return nil
+}
+
+var errRestarted = fmt.Errorf("the program was restarted while the message was at the backend")
+
+// upgradeAgain returns gorilla's connection for a socket whose handshake has been: the same handshake again, whose answer is swallowed.
+func (b *Bridge) upgradeAgain(s *socket, compressed bool) *websocket.Conn {
+	r := &http.Request{Method: http.MethodGet, Header: handshakeAgain}
+	upgrader := b.upgrader
+	if upgrader.EnableCompression = compressed; compressed {
+		r = &http.Request{Method: http.MethodGet, Header: handshakeCompressed}
+	}
+	ws, err := upgrader.Upgrade(again{s}, r, nil)
+	if err != nil {
+		panic(fmt.Sprintf("a handshake of ours is refused: %v", err)) // whatever the client
+	}
+	return ws
+}
+
+var (
+	handshakeAgain = http.Header{
+		"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"AAAAAAAAAAAAAAAAAAAAAA=="},
+	}
+	handshakeCompressed = http.Header{
+		"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"AAAAAAAAAAAAAAAAAAAAAA=="},
+		"Sec-Websocket-Extensions": {"permessage-deflate"},
+	}
+)
+
+// again is the http.ResponseWriter of a handshake that has been.
+type again struct{ socket *socket }
+
+// Header returns nothing that is sent.
+func (again) Header() http.Header { return http.Header{} }
+
+// Write swallows.
+func (again) Write(p []byte) (int, error) { return len(p), nil }
+
+// WriteHeader swallows.
+func (again) WriteHeader(int) {}
+
+// Hijack returns the socket.
+func (a again) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return a.socket, bufio.NewReadWriter(a.socket.buffer, bufio.NewWriterSize(a.socket, 16)), nil
+}
