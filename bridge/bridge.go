@@ -105,9 +105,13 @@ func (b *Bridge) Upgraded() int { return int(b.upgraded.Load()) }
 const drainStep = 100 * time.Millisecond
 
 // Drain ends every connection within the given time: new ones are refused, answers under way are delivered, the closes (1001) are spread
-// over the first two thirds, and disconnect events are posted. What is not done by then is cut, and disconnect events that are left are kept in
+// over the first two thirds, and disconnect events are posted. Where another program is about to serve, the code is 1012. What is not done by then is cut, and disconnect events that are left are kept in
 // Config.StateDir. It returns how many of them were lost since the start.
-func (b *Bridge) Drain(limit time.Duration) (lost int) {
+func (b *Bridge) Drain(limit time.Duration, restarting bool) (lost int) {
+	closing := closeShutdown
+	if restarting {
+		closing = func() *Close { return closeRestarting(nil) }
+	}
 	b.mu.Lock()
 	b.draining = true
 	b.mu.Unlock()
@@ -127,7 +131,7 @@ func (b *Bridge) Drain(limit time.Duration) (lost int) {
 		for i, c := range conns {
 			select {
 			case <-time.After(time.Until(start.Add(time.Duration(i) * step))):
-				c.end(closeShutdown())
+				c.end(closing())
 			case <-done: // all have gone by themselves
 				break spread
 			case <-b.ctx.Done():
@@ -140,8 +144,9 @@ func (b *Bridge) Drain(limit time.Duration) (lost int) {
 	case <-b.ctx.Done():
 		// A POST under way ends now, its connection says 1011 if it still can, and that is all there is time for.
 		for _, c := range b.registry.after(target{kind: toAll}, "") {
-			c.end(closeShutdown())
+			c.end(closing())
 		}
+		b.expectNoMore()
 		select {
 		case <-done:
 		case <-time.After(time.Second):

@@ -90,7 +90,7 @@ func inBubble(t *testing.T, prepare func(*world), test func(b *bubble)) {
 		servers.Go(func() { backend.Serve(backends) })
 		servers.Go(func() { server.Serve(b.clients) })
 		test(b)
-		b.Drain(time.Minute)
+		b.Drain(time.Minute, false)
 		server.Close()
 		client.Close()
 		backend.Shutdown(context.Background()) // waits for handlers that still sleep

@@ -57,12 +57,16 @@ func decodeRecord(p []byte) (r record, err error) {
 		rest = rest[size:]
 		return n
 	}
-	text := func() string {
+	count := func() uint64 { // of what takes a byte each, at least
 		n := number()
 		if n > uint64(len(rest)) {
 			rest, err = "", errRecord
-			return ""
+			return 0
 		}
+		return n
+	}
+	text := func() string {
+		n := count()
 		s := rest[:n]
 		rest = rest[n:]
 		return s
@@ -78,13 +82,13 @@ func decodeRecord(p []byte) (r record, err error) {
 		*s = text()
 	}
 	r.Window = int(number())
-	if n := number(); n > 0 && n <= uint64(len(rest)) {
+	if n := count(); n > 0 {
 		h.Header = make([]upstream.Field, n)
 		for i := range h.Header {
 			h.Header[i] = upstream.Field{Name: text(), Value: text()}
 		}
 	}
-	if n := number(); n > 0 && n <= uint64(len(rest)) {
+	if n := count(); n > 0 {
 		r.Groups = make([]string, n)
 		for i := range r.Groups {
 			r.Groups[i] = text()

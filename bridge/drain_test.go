@@ -28,7 +28,7 @@ func TestADrainSpreadsItsClosesAndTellsOfEach(t *testing.T) {
 				}
 			})
 		}
-		if lost := b.Drain(3 * time.Second); lost != 0 {
+		if lost := b.Drain(3*time.Second, false); lost != 0 {
 			t.Errorf("disconnect events lost = %d, want 0", lost)
 		}
 		if got := time.Since(start); got != 1980*time.Millisecond {
@@ -53,7 +53,7 @@ func TestADrainSpreadsItsClosesAndTellsOfEach(t *testing.T) {
 func TestADrainWithoutConnectionsIsOverAtOnce(t *testing.T) {
 	inBubble(t, nil, func(b *bubble) {
 		start := time.Now()
-		b.Drain(time.Minute)
+		b.Drain(time.Minute, false)
 		if got := time.Since(start); got != 0 {
 			t.Errorf("the drain took %s, want no time", got)
 		}
@@ -68,7 +68,7 @@ func TestADrainDeliversTheAnswersUnderWay(t *testing.T) {
 		send(t, c, "one")
 		send(t, c, "two")
 		synctest.Wait()
-		go b.Drain(time.Minute)
+		go b.Drain(time.Minute, false)
 		code, messages := closing(c)
 		if code != 1001 || len(messages) != 2 || messages[1] != "two" {
 			t.Errorf("closed %d after %q, want 1001 after both answers", code, messages)
@@ -87,7 +87,7 @@ func TestWhatADrainCannotFinishIsCutAndSaidSo(t *testing.T) {
 		synctest.Wait()
 		start := time.Now()
 		lost := make(chan int)
-		go func() { lost <- b.Drain(30 * time.Second) }()
+		go func() { lost <- b.Drain(30*time.Second, false) }()
 		code, _ := closing(c)
 		if code != 1011 {
 			t.Errorf("close code = %d, want 1011: the outcome of its message is open", code)
@@ -112,7 +112,7 @@ func TestAConnectionThatOpensDuringADrainEndsWithIt(t *testing.T) {
 		opened := make(chan *websocket.Conn)
 		go func() { opened <- b.dial() }()
 		synctest.Wait()
-		go b.Drain(time.Minute)
+		go b.Drain(time.Minute, false)
 		code, _ := closing(<-opened)
 		if code != 1001 {
 			t.Errorf("close code = %d, want 1001", code)
@@ -134,7 +134,7 @@ func TestPushesAreTakenWhileTheDrainGoesOn(t *testing.T) {
 		id := b.id()
 		send(t, first, "keeps the drain busy")
 		synctest.Wait()
-		go b.Drain(time.Minute)
+		go b.Drain(time.Minute, false)
 		synctest.Wait()
 		if got := b.call("POST", "/connections/"+id, "one more").Code; got != http.StatusAccepted {
 			t.Errorf("push = %d, want 202", got)
@@ -152,7 +152,7 @@ func TestADrainDoesNotWaitForClientsThatKeepTheirSideOpen(t *testing.T) {
 	inBubble(t, nil, func(b *bubble) {
 		c := b.dial()
 		start := time.Now()
-		if lost := b.Drain(time.Second); lost != 0 {
+		if lost := b.Drain(time.Second, false); lost != 0 {
 			t.Errorf("disconnect events lost = %d, want 0", lost)
 		}
 		if got := time.Since(start); got != 2*time.Second {
@@ -175,7 +175,7 @@ func TestADrainIsOverWhenAllHaveLeftByThemselves(t *testing.T) {
 		}
 		start := time.Now()
 		drained := make(chan struct{})
-		go func() { b.Drain(time.Hour); close(drained) }()
+		go func() { b.Drain(time.Hour, false); close(drained) }()
 		time.Sleep(time.Second)
 		for _, c := range clients {
 			c.Close()

@@ -138,6 +138,6 @@ func BenchmarkAGroupWithStalledMembers(b *testing.B) {
 		c.Close()
 	}
 	readers.Wait()
-	bridge.Drain(time.Minute)
+	bridge.Drain(time.Minute, false)
 	server.Close()
 }

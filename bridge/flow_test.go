@@ -229,7 +229,7 @@ func TestEveryEndingIsToldOnce(t *testing.T) {
 			io.WriteString(w, "half")
 			panic(http.ErrAbortHandler)
 		}), message, 1011, `"code":1011,"reason":"the outcome of the last message is open","by":"bridge"`},
-		{"the drain", nil, nil, func(b *bubble, _ *websocket.Conn) { go b.Drain(time.Minute) }, 1001, `"code":1001,"reason":"shutting down","by":"bridge"`},
+		{"the drain", nil, nil, func(b *bubble, _ *websocket.Conn) { go b.Drain(time.Minute, false) }, 1001, `"code":1001,"reason":"shutting down","by":"bridge"`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -104,7 +104,7 @@ func TestAGoodbyeThatNobodyTakesIsGivenUpInTheEnd(t *testing.T) {
 		if last := seen[len(seen)-1].at.Sub(seen[0].at); before < 10 || last > 10*time.Minute || last < 9*time.Minute {
 			t.Errorf("posted %d times in 9m, the last time after %s, want up to 10m", before, last)
 		}
-		if lost := b.Drain(time.Minute); lost != 1 || strings.Count(log.String(), "disconnect event lost") != 1 {
+		if lost := b.Drain(time.Minute, false); lost != 1 || strings.Count(log.String(), "disconnect event lost") != 1 {
 			t.Errorf("lost = %d, want 1, with a line that says so:\n%s", lost, &log)
 		}
 	})
@@ -160,7 +160,7 @@ func TestGoodbyesThatAreLeftAreKeptForTheNextStart(t *testing.T) {
 		for range 3 {
 			b.dial(func(_ *websocket.Dialer, h http.Header) { h.Set("Cookie", "session=secret") })
 		}
-		if lost := b.Drain(10 * time.Second); lost != 0 {
+		if lost := b.Drain(10*time.Second, false); lost != 0 {
 			t.Errorf("lost = %d, want none", lost)
 		}
 		left = b.seen("disconnect")
@@ -176,7 +176,7 @@ func TestGoodbyesThatAreLeftAreKeptForTheNextStart(t *testing.T) {
 	inBubble(t, keep, func(b *bubble) {
 		b.dial()
 		time.Sleep(5 * time.Second)
-		b.Drain(10 * time.Second)
+		b.Drain(10*time.Second, false)
 	})
 	if got := files(t, dir); len(got) != 1 || got[0] == names[0] {
 		t.Errorf("files = %q, want one, and a new one", got)

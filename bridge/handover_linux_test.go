@@ -124,7 +124,7 @@ func newRelay(t *testing.T, backend http.HandlerFunc, change func(*Config, *upst
 	r.next()
 	t.Cleanup(func() {
 		r.finish()
-		if lost := r.serving.Load().Drain(patience); lost != 0 {
+		if lost := r.serving.Load().Drain(patience, false); lost != 0 {
 			t.Errorf("%d disconnect events lost", lost)
 		}
 		r.clients.Close()

@@ -128,7 +128,7 @@ func start(t testing.TB, change func(*options)) *rig {
 		b.Serving()
 	})
 	t.Cleanup(func() {
-		if lost := b.Drain(patience); lost != 0 {
+		if lost := b.Drain(patience, false); lost != 0 {
 			t.Errorf("%d disconnect events lost", lost)
 		}
 		client.Close()

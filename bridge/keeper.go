@@ -44,11 +44,16 @@ func newKeeping(k Keeper) *keeping {
 func (k *keeping) slot() *kept {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(k.free) == 0 || k.suspended {
-		return nil
+	var index uint32
+	if len(k.free) == 0 || k.suspended { // what is free is another worker's then
+		var ok bool
+		if index, ok = k.table.Grow(); !ok {
+			return nil
+		}
+	} else {
+		index = k.free[len(k.free)-1]
+		k.free = k.free[:len(k.free)-1]
 	}
-	index := k.free[len(k.free)-1]
-	k.free = k.free[:len(k.free)-1]
 	s := k.table.Slot(index)
 	s.Clear(k.Serial())
 	return &kept{in: k, index: index, slot: s}

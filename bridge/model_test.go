@@ -185,5 +185,5 @@ func TestEveryMessageReachesTheMembersOfItsGroup(t *testing.T) {
 	if n := len(b.registry.users) + len(b.registry.groups) + len(b.registry.open); n != 0 {
 		t.Errorf("%d users, groups and connections are left in the registry", n)
 	}
-	b.Drain(time.Minute)
+	b.Drain(time.Minute, false)
 }

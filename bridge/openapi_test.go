@@ -207,7 +207,7 @@ func inProvocation(t *testing.T, token string, test func(p *provoker)) {
 		p.push = b.Bridge.Push(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "up 1\n") }))
 		test(p)
 		close(held)
-		b.Drain(time.Minute)
+		b.Drain(time.Minute, false)
 		p.clients.Wait()
 	})
 }

@@ -351,7 +351,7 @@ func TestReadinessFollowsTheStartAndTheDrain(t *testing.T) {
 			t.Errorf("/readyz before the start = %d, want 503", got)
 		}
 		b.serving.Store(true)
-		b.Drain(time.Second)
+		b.Drain(time.Second, false)
 		if got := b.call("GET", "/readyz", "").Code; got != 503 {
 			t.Errorf("/readyz while draining = %d, want 503", got)
 		}

@@ -39,7 +39,7 @@ func (b *Bridge) takeRest(lost func(s *holder.Slot) bool) {
 	}
 	k.mu.Unlock()
 	var free []uint32
-	for i := range uint32(k.table.Slots()) {
+	for i := range k.table.Used() {
 		slot := k.table.Slot(i)
 		if slot.Has(k.Serial()) || !lost(slot) || known[i] {
 			continue
@@ -58,7 +58,7 @@ func (b *Bridge) takeRest(lost func(s *holder.Slot) bool) {
 // expectRest makes connections known that are still with another worker: pushes to them wait until they arrive.
 func (b *Bridge) expectRest(lingers func(s *holder.Slot) bool) {
 	k := b.keeping
-	for i := range uint32(k.table.Slots()) {
+	for i := range k.table.Used() {
 		slot := k.table.Slot(i)
 		block := holder.Block(slot.Record.Load())
 		if !lingers(slot) || block.Stage() != holder.StageOpen || slot.Ended.Load() != 0 {
@@ -77,6 +77,21 @@ func (b *Bridge) expectRest(lingers func(s *holder.Slot) bool) {
 	}
 }
 
+// expectNoMore forgets the connections that are still with another worker: that one ends them.
+func (b *Bridge) expectNoMore() {
+	k := b.keeping
+	if k == nil {
+		return
+	}
+	k.mu.Lock()
+	arriving := k.arriving
+	k.arriving = map[uint32]*conn{}
+	k.mu.Unlock()
+	for _, c := range arriving {
+		b.vanished(c)
+	}
+}
+
 // enroll makes a connection known that was accepted before.
 func (b *Bridge) enroll(c *conn) {
 	b.registry.reserve(c.record.key(), 1<<31-1, 0)
@@ -88,7 +103,7 @@ func (b *Bridge) enroll(c *conn) {
 // takeOne takes over one connection, or what is left of one.
 func (b *Bridge) takeOne(conn holder.Conn) {
 	k := b.keeping
-	if int(conn.Slot) >= k.table.Slots() {
+	if conn.Slot >= k.table.Used() {
 		return
 	}
 	slot := k.table.Slot(conn.Slot)

@@ -167,7 +167,7 @@ func (a *Arena) Adopt(lost func(serial uint32) bool) {
 	if len(mine) == 0 {
 		return
 	}
-	for i := range t.slots {
+	for i := range t.Used() {
 		for _, word := range [...]uint64{t.slots[i].Record.Load(), t.slots[i].Log.Load()} {
 			b := Block(word)
 			if b.Len() == 0 || !t.Holds(b) {

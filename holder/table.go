@@ -118,6 +118,7 @@ const (
 // header is the table's first page.
 type header struct {
 	magic, version, slots, chunks atomic.Uint64
+	used                          atomic.Uint64 // slots that a connection has ever had; looking at the others would make memory of them
 }
 
 // tableSize returns the size of a table with that many slots, in bytes, and how many chunks its arena has.
@@ -164,6 +165,17 @@ func (t *Table) Fd() int { return t.fd }
 
 // Slots returns how many connections there is room for.
 func (t *Table) Slots() int { return len(t.slots) }
+
+// Used returns how many slots, the first ones, a connection has ever had.
+func (t *Table) Used() uint32 { return uint32(min(t.header().used.Load(), uint64(len(t.slots)))) }
+
+// Grow returns a slot that no connection has had yet, or false when there is none left.
+func (t *Table) Grow() (uint32, bool) {
+	n := t.header().used.Add(1)
+	return uint32(n - 1), n <= uint64(len(t.slots))
+}
+
+func (t *Table) header() *header { return (*header)(unsafe.Pointer(&t.mem[0])) }
 
 // Slot returns a slot, counted from 0.
 func (t *Table) Slot(i uint32) *Slot { return &t.slots[i] }

@@ -21,6 +21,7 @@ const usage = `wsbridge [command]
   demo         run a chat to try: sidecar, application and page
   check        say whether this environment would start, and whether the backend answers
   push         send a message to a connection, a user, a group or everyone (wsbridge push --help)
+  reload       let the running wsbridge go on with the program on disk and this environment; no connection is lost (wsbridge reload --help)
   connections  list the connections that are open (wsbridge connections --help)
   env          print the settings as an environment file
   version      print the version
@@ -40,18 +41,22 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		paceGC()
 	}
-	ctx, stop := untilSignal(context.Background())
+	// A SIGHUP reloads what has a holder, unless it says that the terminal is gone.
+	held, _ := parse(os.Environ())
+	ctx, stop := untilSignal(context.Background(), len(os.Args) > 1 || held.Process.Holder != "on" || terminal())
 	code := run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
 
-// untilSignal returns a context that ends with the first SIGTERM, SIGINT or SIGHUP (of a terminal that is closed). The second ends the
-// process at once.
-func untilSignal(ctx context.Context) (context.Context, func()) {
+// untilSignal returns a context that ends with the first SIGTERM or SIGINT, and SIGHUP if that ends it. The second ends the process at once.
+func untilSignal(ctx context.Context, hangup bool) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 2) // the first may still be in there when the second comes
-	signal.Notify(signals, syscall.SIGTERM, os.Interrupt, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
+	if hangup {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	go func() { // as long as the process
 		cancel(fmt.Errorf("%s", <-signals))
 		second := <-signals
@@ -67,14 +72,16 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 	if len(args) > 0 {
 		command, args = args[0], args[1:]
 	}
-	if len(args) > 0 && !slices.Contains([]string{"demo", "push", "connections"}, command) {
+	if len(args) > 0 && !slices.Contains([]string{"demo", "push", "connections", "reload"}, command) {
 		fmt.Fprintf(stderr, "wsbridge: %s takes no arguments, not %q\n\n%s", command, args, usage)
 		return exitSettings
 	}
 	var err error
 	switch command {
 	case "":
-		err = serveEnvironment(ctx, environ, stderr)
+		err = serveEnvironment(ctx, environ, stdout, stderr)
+	case workerCommand:
+		err = work(environ, stderr)
 	case "demo":
 		err = demo(ctx, args, stdout, stderr)
 	case "check":
@@ -83,6 +90,8 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 		err = push(ctx, args, environ, stdin, stdout)
 	case "connections":
 		err = connections(ctx, args, environ, stdout)
+	case "reload":
+		err = reload(ctx, args, environ, stdout)
 	case "env":
 		err = errors.Join(faultsAsErrors(printEnv(stdout, environ))...)
 	case "version":
@@ -95,6 +104,9 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 	}
 	if err == nil {
 		return 0
+	}
+	if code, ok := errors.AsType[exited](err); ok {
+		return int(code) // it has said why
 	}
 	for line := range strings.Lines(err.Error() + "\n") {
 		fmt.Fprint(stderr, "wsbridge: ", line)

@@ -25,10 +25,13 @@ import (
 const maxHeader = 16 << 10
 
 // serveEnvironment serves with the settings of the environment until ctx ends, and then drains.
-func serveEnvironment(ctx context.Context, environ []string, stderr io.Writer) error {
+func serveEnvironment(ctx context.Context, environ []string, stdout, stderr io.Writer) error {
 	s, faults := parse(environ)
 	if len(faults) > 0 {
 		return errors.Join(faultsAsErrors(faults)...)
+	}
+	if s.Process.Holder == "on" {
+		return hold(ctx, s, environ, stdout, stderr)
 	}
 	clients, err := listen(ctx, s.Process.Listen, s.Process.SocketMode)
 	if err != nil {
@@ -55,65 +58,115 @@ func newLogger(s settings, w io.Writer) *slog.Logger {
 func serve(ctx context.Context, s settings, log *slog.Logger, clients, pushes net.Listener) error {
 	defer clients.Close()
 	defer pushes.Close()
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	client, err := upstream.New(s.Backend, s.Process.Node, registry, nil)
+	v, err := newService(s, log, nil)
 	if err != nil {
-		return fmt.Errorf("the backend's client: %w", err)
+		return err
 	}
-	defer client.Close()
-	b, err := bridge.New(s.Bridge, s.Rate, client, log, registry, nil)
+	defer v.close()
+	doors, err := v.open(clients, pushes)
 	if err != nil {
-		return fmt.Errorf("WSBRIDGE_STATE_DIR: %w", err)
+		return err
 	}
-	// Some more sockets than connections may be open: handshakes, and clients on their way out.
-	capped := &cappedListener{Listener: clients, max: int64(s.Bridge.MaxConnections) + int64(s.Bridge.MaxConnections)/32 + 16, connections: b.Upgraded}
-	var inner net.Listener = capped
-	if s.Process.TLSCert != "" {
-		pair, err := newCertificate(s.Process.TLSCert, s.Process.TLSKey, log)
-		if err != nil {
-			return fmt.Errorf("WSBRIDGE_TLS_CERT and WSBRIDGE_TLS_KEY: %w", err)
-		}
-		inner = tls.NewListener(capped, pair.config())
-	}
-	quiet := slog.NewLogLogger(log.Handler(), slog.LevelDebug) // net/http's own lines are about strangers' mistakes
-	// The timeouts are those of whoever is not upgraded: taking the socket over lifts them.
-	clientServer := &http.Server{
-		Handler: b, ReadTimeout: s.Bridge.HandshakeTimeout, WriteTimeout: s.Bridge.HandshakeTimeout + s.Bridge.WriteTimeout,
-		MaxHeaderBytes: maxHeader, ErrorLog: quiet, ConnState: capped.track,
-	}
-	clientServer.SetKeepAlivesEnabled(false) // who doesn't upgrade has nothing more to ask
-	pushServer := &http.Server{
-		Handler:           b.Push(promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})),
-		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeader, ErrorLog: quiet,
-	}
-
-	failed := make(chan error, 2) // one for each server, so that neither waits
-	var servers sync.WaitGroup
-	servers.Go(func() { failed <- pushServer.Serve(pushes) })
-	servers.Go(func() { failed <- clientServer.Serve(inner) })
-	b.Serving()
 	log.Info("serving", "listen", clients.Addr().String(), "push_listen", pushes.Addr().String(), "backend", s.Backend.URL.String(), "version", version())
 	daemon.SdNotify(false, daemon.SdNotifyReady) // without systemd it does nothing
 
 	select {
-	case err = <-failed:
+	case err = <-doors.failed:
 		err = fmt.Errorf("a listener failed: %w", err)
 	case <-ctx.Done():
 		log.Info("draining", "cause", context.Cause(ctx).Error(), "timeout", s.Process.DrainTimeout.String())
 	}
 	daemon.SdNotify(false, daemon.SdNotifyStopping)
-	clients.Close()
-	start := time.Now()
-	lost := b.Drain(s.Process.DrainTimeout)
-	// The backend's last pushes get their answers; a listing that is slow to read does not hold up the end.
-	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	if pushServer.Shutdown(stopping) != nil {
-		pushServer.Close()
-	}
-	clientServer.Close()
-	servers.Wait()
-	log.Info("stopped", "seconds", time.Since(start).Seconds(), "disconnect_events_lost", lost)
+	v.drain(doors, false)
 	return err
+}
+
+// service is what serves, apart from its listeners.
+type service struct {
+	settings settings
+	log      *slog.Logger
+	registry *prometheus.Registry
+	upstream *upstream.Client
+	bridge   *bridge.Bridge
+	pair     *certificate // nil without TLS
+}
+
+func newService(s settings, log *slog.Logger, keeper bridge.Keeper) (*service, error) {
+	v := &service{settings: s, log: log, registry: prometheus.NewRegistry()}
+	v.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var err error
+	if v.upstream, err = upstream.New(s.Backend, s.Process.Node, v.registry, nil); err != nil {
+		return nil, fmt.Errorf("the backend's client: %w", err)
+	}
+	if v.bridge, err = bridge.New(s.Bridge, s.Rate, v.upstream, log, v.registry, keeper); err != nil {
+		v.upstream.Close()
+		return nil, fmt.Errorf("WSBRIDGE_STATE_DIR: %w", err)
+	}
+	if s.Process.TLSCert != "" {
+		if v.pair, err = newCertificate(s.Process.TLSCert, s.Process.TLSKey, log); err != nil {
+			v.upstream.Close()
+			return nil, fmt.Errorf("WSBRIDGE_TLS_CERT and WSBRIDGE_TLS_KEY: %w", err)
+		}
+	}
+	return v, nil
+}
+
+func (v *service) close() { v.upstream.Close() }
+
+// doors are a service's servers on their listeners.
+type doors struct {
+	clients, pushes       net.Listener
+	clientServer, pushers *http.Server
+	failed                chan error // one for each server, so that neither waits
+	serving               sync.WaitGroup
+}
+
+// open serves on the listeners.
+func (v *service) open(clients, pushes net.Listener) (*doors, error) {
+	s, b := v.settings, v.bridge
+	// Some more sockets than connections may be open: handshakes, and clients on their way out.
+	capped := &cappedListener{Listener: clients, max: int64(s.Bridge.MaxConnections) + int64(s.Bridge.MaxConnections)/32 + 16, connections: b.Upgraded}
+	var inner net.Listener = capped
+	if v.pair != nil {
+		inner = tls.NewListener(capped, v.pair.config())
+	}
+	quiet := slog.NewLogLogger(v.log.Handler(), slog.LevelDebug) // net/http's own lines are about strangers' mistakes
+	d := &doors{
+		clients: clients, pushes: pushes,
+		// The timeouts are those of whoever is not upgraded: taking the socket over lifts them.
+		clientServer: &http.Server{
+			Handler: b, ReadTimeout: s.Bridge.HandshakeTimeout, WriteTimeout: s.Bridge.HandshakeTimeout + s.Bridge.WriteTimeout,
+			MaxHeaderBytes: maxHeader, ErrorLog: quiet, ConnState: capped.track,
+		},
+		pushers: &http.Server{
+			Handler:           b.Push(promhttp.HandlerFor(v.registry, promhttp.HandlerOpts{Registry: v.registry})),
+			ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeader, ErrorLog: quiet,
+		},
+		failed: make(chan error, 2),
+	}
+	d.clientServer.SetKeepAlivesEnabled(false) // who doesn't upgrade has nothing more to ask
+	d.serving.Go(func() { d.failed <- d.pushers.Serve(pushes) })
+	d.serving.Go(func() { d.failed <- d.clientServer.Serve(inner) })
+	b.Serving()
+	return d, nil
+}
+
+// drain ends the connections, and then the servers.
+func (v *service) drain(d *doors, restarting bool) {
+	d.clients.Close()
+	start := time.Now()
+	lost := v.bridge.Drain(v.settings.Process.DrainTimeout, restarting)
+	d.close()
+	v.log.Info("stopped", "seconds", time.Since(start).Seconds(), "disconnect_events_lost", lost)
+}
+
+// close ends the servers. The backend's last pushes get their answers; a listing that is slow to read does not hold up the end.
+func (d *doors) close() {
+	stopping, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if d.pushers.Shutdown(stopping) != nil {
+		d.pushers.Close()
+	}
+	d.clientServer.Close()
+	d.serving.Wait()
 }

@@ -44,6 +44,7 @@ type process struct {
 	TLSCert      string        `env:"TLS_CERT" usage:"file with the PEM certificate chain for clients, re-read when it changes; stays empty behind nginx"`
 	TLSKey       string        `env:"TLS_KEY" usage:"file with the PEM key of WSBRIDGE_TLS_CERT"`
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"30s" min:"1ms" usage:"how long a stop may take; the closes (1001) are spread over it"`
+	Holder       string        `env:"HOLDER" envDefault:"on" oneof:"on,off" usage:"whether connections outlive the process that serves them: a second, small process holds their sockets (off outside Linux)"`
 	Node         string        `env:"NODE" usage:"name of this program in ce-source: letters, digits, dot, dash and underscore, at most 63 (default: the host name)"`
 	LogLevel     slog.Level    `env:"LOG_LEVEL" envDefault:"info" oneof:"debug,info,warn,error" usage:"least level that is logged: debug, info, warn or error"`
 	LogFormat    string        `env:"LOG_FORMAT" envDefault:"text" oneof:"text,json" usage:"form of the log: text or json"`

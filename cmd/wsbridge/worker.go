@@ -1,0 +1,260 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"wsbridge/holder"
+)
+
+// workerCommand is what a holder runs this program with. It is nobody else's to use.
+const workerCommand = "worker"
+
+// spareSlots is how many connections a table has room for beyond those that are allowed when it is made: a reload may allow more, and disconnect
+// events that wait have slots too. Those that nobody uses take no memory.
+const spareSlots = 100_000
+
+// hold runs workers, keeps what outlives them, and returns when they have drained.
+func hold(ctx context.Context, s settings, environ []string, stdout, stderr io.Writer) error {
+	path, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("WSBRIDGE_HOLDER: this program's file can't be found, from which workers are started: %w", err)
+	}
+	reload := make(chan struct{}, 1)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	go func() { // as long as the process
+		for range hangups {
+			select {
+			case reload <- struct{}{}:
+			default: // one is on its way
+			}
+		}
+	}()
+	exit, err := holder.Run(ctx, holder.Config{
+		Path: path, Args: []string{"wsbridge", workerCommand}, Environ: environ, Stdout: fileOf(stdout), Stderr: fileOf(stderr),
+		Slots: 2*s.Bridge.MaxConnections + s.Bridge.GoodbyeMax + spareSlots, Log: newLogger(s, stderr), Reload: reload, Patience: 30 * time.Second,
+	})
+	if err != nil {
+		return err
+	}
+	if exit != 0 {
+		return exited(exit)
+	}
+	return nil
+}
+
+// exited is the exit code of a worker, which has said why by itself.
+type exited int
+
+// Error returns the code in words.
+func (e exited) Error() string { return fmt.Sprintf("the worker ended with exit code %d", int(e)) }
+
+func fileOf(w io.Writer) *os.File {
+	file, _ := w.(*os.File)
+	return file
+}
+
+// work serves as a worker, until its holder tells it to end or is gone.
+func work(environ []string, stderr io.Writer) error {
+	// The holder hears of them too, and says what is to be done.
+	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	link, ok, err := holder.Attach()
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errors.New("worker: this is started by wsbridge itself, for the connections that it holds")
+	}
+	s, faults := parse(environ)
+	if len(faults) > 0 {
+		return errors.Join(faultsAsErrors(faults)...)
+	}
+	w := &worker{link: link, settings: s, log: newLogger(s, stderr)}
+	if w.service, err = newService(s, w.log, link); err != nil {
+		return err
+	}
+	defer w.service.close()
+	if w.clients, err = w.listen("clients", "WSBRIDGE_LISTEN", s.Process.Listen); err != nil {
+		return err
+	}
+	if w.pushes, err = w.listen("pushes", "WSBRIDGE_PUSH_LISTEN", s.Process.PushListen); err != nil {
+		return err
+	}
+	if err := link.Ready(); err != nil {
+		return err
+	}
+	return w.run()
+}
+
+// worker is what a worker has.
+type worker struct {
+	link            *holder.Link
+	settings        settings
+	log             *slog.Logger
+	service         *service
+	clients, pushes net.Listener
+	doors           *doors
+	arrived         []holder.Conn // before Go
+}
+
+// listen returns the listener that the holder keeps for the address, or opens it and gives it to the holder.
+func (w *worker) listen(name, variable, address string) (net.Listener, error) {
+	l, err := w.link.Listener(name, address)
+	if err == nil && l == nil {
+		if l, err = listen(context.Background(), address, w.settings.Process.SocketMode); err == nil {
+			err = w.link.KeepListener(name, address, l)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", variable, err)
+	}
+	if unix, ok := l.(*net.UnixListener); ok {
+		unix.SetUnlinkOnClose(false) // others may listen there when this worker ends
+	}
+	return l, nil
+}
+
+// run does what the holder says.
+func (w *worker) run() error {
+	orders := make(chan holder.Order)
+	lost := make(chan error, 1)
+	go func() { // as long as the process
+		for {
+			order, err := w.link.Receive()
+			if err != nil {
+				lost <- err
+				return
+			}
+			orders <- order
+		}
+	}()
+	var finished <-chan struct{}
+	busy := time.NewTicker(100 * time.Millisecond)
+	defer busy.Stop()
+	told := -1
+	for {
+		var failed chan error
+		if w.doors != nil {
+			failed = w.doors.failed
+		}
+		var ticks <-chan time.Time
+		if finished != nil {
+			ticks = busy.C
+		}
+		select {
+		case order := <-orders:
+			switch order.Kind {
+			case holder.Take:
+				if w.doors == nil && finished == nil {
+					w.arrived = append(w.arrived, order.Conns...)
+				} else {
+					w.service.bridge.Take(order.Conns)
+				}
+			case holder.Go:
+				if err := w.serve(order.Start); err != nil {
+					return err
+				}
+				finished = nil
+			case holder.Suspend:
+				finished = w.suspend()
+			case holder.Gone:
+				w.service.bridge.Gone(order.Lost)
+			case holder.Lent:
+				w.service.upstream.Lend(order.Posts)
+			case holder.Drain:
+				w.log.Info("draining", "cause", order.Why, "timeout", w.settings.Process.DrainTimeout.String())
+				w.drain(false)
+				return nil
+			}
+		case <-ticks:
+			if posts := w.service.upstream.Busy(); posts != told {
+				told = posts
+				w.link.Busy(posts)
+			}
+		case <-finished:
+			return nil
+		case err := <-failed:
+			return fmt.Errorf("a listener failed: %w", err)
+		case err := <-lost:
+			w.log.Error("the process that holds the connections is gone: they are closed (1012)", "error", err)
+			w.drain(true)
+			return err
+		}
+	}
+}
+
+// serve begins to serve, or does so again where the worker that was to take over has failed.
+func (w *worker) serve(start holder.Start) error {
+	began := time.Now()
+	count := len(w.arrived)
+	w.service.bridge.Resume(w.arrived, start)
+	w.arrived = nil
+	if w.clients == nil {
+		var err error
+		if w.clients, err = w.listen("clients", "WSBRIDGE_LISTEN", w.settings.Process.Listen); err != nil {
+			return err
+		}
+		if w.pushes, err = w.listen("pushes", "WSBRIDGE_PUSH_LISTEN", w.settings.Process.PushListen); err != nil {
+			return err
+		}
+	}
+	doors, err := w.service.open(w.clients, w.pushes)
+	if err != nil {
+		return err
+	}
+	w.doors = doors
+	w.log.Info("serving", "cause", start.Cause, "listen", w.clients.Addr().String(), "push_listen", w.pushes.Addr().String(), "backend", w.settings.Backend.URL.String(),
+		"version", version(), "resumed", count, "seconds", time.Since(began).Seconds())
+	return w.link.Serving(start.Cause)
+}
+
+// suspend hands over to the worker that is to serve. The channel it returns is closed when nothing is left to do.
+func (w *worker) suspend() <-chan struct{} {
+	d := w.doors
+	w.doors, w.clients, w.pushes = nil, nil, nil
+	d.clients.Close()
+	d.pushes.Close()
+	network, place, _ := splitAddress(w.settings.Process.PushListen)
+	next := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, place)
+	}}
+	posts := w.service.bridge.Suspend(next)
+	if err := w.link.Suspended(posts); err != nil {
+		w.log.Error("the holder can't be told", "error", err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		d.clientServer.Shutdown(context.Background()) // handshakes that were under way
+		<-w.service.bridge.Unfinished()
+		d.close()
+		next.CloseIdleConnections()
+	}()
+	return done
+}
+
+// drain ends everything.
+func (w *worker) drain(restarting bool) {
+	if w.doors == nil { // others serve; or nobody has, yet
+		w.service.bridge.Drain(w.settings.Process.DrainTimeout, restarting)
+		return
+	}
+	w.service.drain(w.doors, restarting)
+	for _, address := range []string{w.settings.Process.Listen, w.settings.Process.PushListen} {
+		if path, ok := strings.CutPrefix(address, "unix:"); ok {
+			os.Remove(path)
+		}
+	}
+}

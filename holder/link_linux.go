@@ -1,0 +1,344 @@
+package holder
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// linkFd is the descriptor at which a worker finds its link.
+const linkFd = 3
+
+// A packet is what goes over a link, a socket that keeps the bounds of messages: an operation, two numbers, and what belongs to it.
+type packet struct {
+	op   byte
+	a, b uint32
+	body []byte
+	fds  []int
+}
+
+// What the two say. What has a name among the orders is one.
+const (
+	opWelcome      = iota + 100 // holder: serial, what it keeps; the table, the listeners
+	opPing                      // holder
+	opGiveBack                  // a new holder to the worker that outlived the old one: say everything again
+	opReady                     // worker, and so on
+	opServing                   // the cause
+	opSuspended                 // POSTs
+	opBusy                      // POSTs
+	opRelease                   // slot
+	opKeep                      // slot, generation; the socket
+	opKeepListener              // its name and address; the socket
+	opFailed                    // why
+	opPong
+	opHello // serial, pid; the environment: the answer to opGiveBack
+)
+
+const (
+	packetHeader = 12
+	// maxPacketFds is how many descriptors one packet carries. The kernel takes 253.
+	maxPacketFds = 250
+	// maxPacket is the largest packet, in bytes: an environment of the size that exec takes.
+	maxPacket = 256 << 10
+	// linkBuffer is what may wait in a link, in bytes: a hand-over of tens of thousands without a pause.
+	linkBuffer = 4 << 20
+)
+
+// welcome is what a worker is told first.
+type welcome struct {
+	Listeners []address
+}
+
+// address is a listener's.
+type address struct {
+	Name    string // of what it is for
+	Address string // as it is configured
+}
+
+// line is one end of a link.
+type line struct {
+	*net.UnixConn
+	send sync.Mutex
+	out  []byte
+}
+
+// newLine returns the end that the descriptor stands for, which it owns.
+func newLine(fd int) (*line, error) {
+	file := os.NewFile(uintptr(fd), "link")
+	defer file.Close()
+	conn, err := net.FileConn(file)
+	if err != nil {
+		return nil, err
+	}
+	link, ok := conn.(*net.UnixConn)
+	if !ok {
+		conn.Close()
+		return nil, errors.New("it is no unix socket")
+	}
+	return &line{UnixConn: link}, nil
+}
+
+// linkPair returns the two ends of a link, as descriptors.
+func linkPair() (mine, theirs int, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, fd := range pair {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, linkBuffer)
+	}
+	return pair[0], pair[1], nil
+}
+
+// write sends a packet. The descriptors stay the caller's.
+func (l *line) write(p packet) error {
+	l.send.Lock()
+	defer l.send.Unlock()
+	l.out = append(l.out[:0], p.op, 0, 0, 0)
+	l.out = binary.LittleEndian.AppendUint32(l.out, p.a)
+	l.out = binary.LittleEndian.AppendUint32(l.out, p.b)
+	l.out = append(l.out, p.body...)
+	var rights []byte
+	if len(p.fds) > 0 {
+		rights = unix.UnixRights(p.fds...)
+	}
+	_, _, err := l.WriteMsgUnix(l.out, rights, nil)
+	return err
+}
+
+// reader reads packets from a line.
+type reader struct {
+	line   *line
+	buffer []byte
+	rights []byte
+}
+
+func newReader(l *line) *reader {
+	return &reader{l, make([]byte, maxPacket), make([]byte, unix.CmsgSpace(4*maxPacketFds))}
+}
+
+// read returns the next packet, whose body is valid until the next one is read. The descriptors are the caller's. io.EOF says that there is nobody at the other end.
+func (r *reader) read() (packet, error) {
+	n, rights, flags, _, err := r.line.ReadMsgUnix(r.buffer, r.rights)
+	if err != nil {
+		if errors.Is(err, syscall.ECONNRESET) {
+			err = io.EOF
+		}
+		return packet{}, err
+	}
+	var p packet
+	if rights > 0 {
+		messages, err := unix.ParseSocketControlMessage(r.rights[:rights])
+		for i := range messages {
+			fds, failure := unix.ParseUnixRights(&messages[i])
+			p.fds, err = append(p.fds, fds...), errors.Join(err, failure)
+		}
+		if err != nil {
+			return p, err
+		}
+	}
+	if n < packetHeader {
+		return p, io.EOF
+	}
+	if flags&(unix.MSG_CTRUNC|unix.MSG_TRUNC) != 0 {
+		p.close()
+		return p, errors.New("descriptors were lost: is the limit of open files too low?")
+	}
+	p.op, p.a, p.b, p.body = r.buffer[0], binary.LittleEndian.Uint32(r.buffer[4:]), binary.LittleEndian.Uint32(r.buffer[8:]), r.buffer[packetHeader:n]
+	return p, nil
+}
+
+// close closes the descriptors.
+func (p packet) close() {
+	for _, fd := range p.fds {
+		unix.Close(fd)
+	}
+}
+
+// takePackets returns the packets that hand the connections over. Those without a socket have packets of their own.
+func takePackets(conns []Conn) (packets []packet) {
+	for i := 0; i < len(conns); {
+		p := packet{op: byte(Take)}
+		for ; i < len(conns) && len(p.body) < 8*maxPacketFds; i++ {
+			c := conns[i]
+			if held := c.Fd >= 0; len(p.body) > 0 && held != (len(p.fds) > 0) {
+				break
+			} else if held {
+				p.fds = append(p.fds, c.Fd)
+			}
+			p.body = binary.LittleEndian.AppendUint32(p.body, c.Slot)
+			p.body = binary.LittleEndian.AppendUint32(p.body, c.Gen)
+		}
+		packets = append(packets, p)
+	}
+	return packets
+}
+
+// conns returns what a packet hands over.
+func (p packet) conns() ([]Conn, error) {
+	n := len(p.body) / 8
+	if len(p.fds) != 0 && len(p.fds) != n {
+		return nil, fmt.Errorf("%d connections came with %d sockets", n, len(p.fds))
+	}
+	conns := make([]Conn, n)
+	for i := range conns {
+		conns[i] = Conn{binary.LittleEndian.Uint32(p.body[8*i:]), binary.LittleEndian.Uint32(p.body[8*i+4:]), -1}
+		if len(p.fds) > 0 {
+			conns[i].Fd = p.fds[i]
+		}
+	}
+	return conns, nil
+}
+
+// Link is a worker's end of the link to its holder. Its methods may be called at the same time, but for Receive.
+type Link struct {
+	line      *line
+	reader    *reader
+	serial    uint32
+	table     *Table
+	listeners []address
+	fds       []int // of the listeners
+}
+
+// Attach returns the link of a process that a holder has started, or false for another.
+func Attach() (*Link, bool, error) {
+	if kind, err := unix.GetsockoptInt(linkFd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_SEQPACKET {
+		return nil, false, nil
+	}
+	unix.CloseOnExec(linkFd)
+	line, err := newLine(linkFd)
+	if err != nil {
+		return nil, true, fmt.Errorf("the link to the holder: %w", err)
+	}
+	l := &Link{line: line, reader: newReader(line)}
+	p, err := l.reader.read()
+	if err == nil && (p.op != opWelcome || len(p.fds) == 0) {
+		err = errors.New("it does not begin with a welcome")
+	}
+	if err != nil {
+		return nil, true, fmt.Errorf("the link to the holder: %w", err)
+	}
+	l.serial = p.a
+	var w welcome
+	if err := json.Unmarshal(p.body, &w); err != nil || len(w.Listeners) != len(p.fds)-1 {
+		return nil, true, fmt.Errorf("the link to the holder: %d listeners, %d descriptors, %v", len(w.Listeners), len(p.fds), err)
+	}
+	l.listeners, l.fds = w.Listeners, p.fds[1:]
+	l.table, err = OpenTable(p.fds[0])
+	return l, true, err
+}
+
+// Serial returns the worker's number, which no other worker of this holder has had.
+func (l *Link) Serial() uint32 { return l.serial }
+
+// Table returns the table of the connections.
+func (l *Link) Table() *Table { return l.table }
+
+// Listener returns the listener that the holder keeps under that name for that address, or nil. What systemd has passed on goes by its address alone.
+func (l *Link) Listener(name, address string) (net.Listener, error) {
+	for i, kept := range l.listeners {
+		if kept.Address != address || kept.Name != name && kept.Name != "" {
+			continue
+		}
+		fd, err := unix.FcntlInt(uintptr(l.fds[i]), unix.F_DUPFD_CLOEXEC, linkFd+1)
+		if err != nil {
+			return nil, err
+		}
+		file := os.NewFile(uintptr(fd), address)
+		defer file.Close()
+		return net.FileListener(file)
+	}
+	return nil, nil
+}
+
+// KeepListener gives the holder a duplicate of a listener, to keep under that name. One of another address that it keeps so is let go once this worker
+// serves.
+func (l *Link) KeepListener(name, addr string, listener net.Listener) error {
+	raw, err := listener.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(address{name, addr})
+	if err != nil {
+		return err
+	}
+	failed := raw.Control(func(fd uintptr) {
+		var duplicate int
+		if duplicate, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, linkFd+1); err == nil {
+			l.listeners, l.fds = append(l.listeners, address{name, addr}), append(l.fds, duplicate)
+			err = l.line.write(packet{op: opKeepListener, body: body, fds: []int{int(fd)}})
+		}
+	})
+	return errors.Join(err, failed)
+}
+
+// Ready says that this worker could serve.
+func (l *Link) Ready() error { return l.line.write(packet{op: opReady}) }
+
+// Failed says why this worker can't serve.
+func (l *Link) Failed(why error) error {
+	return l.line.write(packet{op: opFailed, body: []byte(why.Error()[:min(len(why.Error()), maxPacket/2)])})
+}
+
+// Serving says that this worker accepts and reads, and on which order.
+func (l *Link) Serving(cause string) error {
+	return l.line.write(packet{op: opServing, body: []byte(cause)})
+}
+
+// Suspended says that this worker accepts and reads nothing any more, and how many POSTs it still has under way.
+func (l *Link) Suspended(posts int) error {
+	return l.line.write(packet{op: opSuspended, a: uint32(posts)})
+}
+
+// Busy says how many POSTs this worker still has under way, behind Suspended.
+func (l *Link) Busy(posts int) error { return l.line.write(packet{op: opBusy, a: uint32(posts)}) }
+
+// Release hands over a connection, or the free slot of one, that this worker still had behind Suspended.
+func (l *Link) Release(slot uint32) error { return l.line.write(packet{op: opRelease, a: slot}) }
+
+// Keep gives the holder a duplicate of a client's socket.
+func (l *Link) Keep(slot, gen uint32, fd int) error {
+	return l.line.write(packet{op: opKeep, a: slot, b: gen, fds: []int{fd}})
+}
+
+// Receive returns the next order. io.EOF says that the holder is gone, and that no other comes.
+func (l *Link) Receive() (Order, error) {
+	for {
+		p, err := l.reader.read()
+		if err != nil {
+			return Order{}, err
+		}
+		switch p.op {
+		case opPing:
+			err = l.line.write(packet{op: opPong})
+		case byte(Take):
+			conns, err := p.conns()
+			return Order{Kind: Take, Conns: conns}, err
+		case byte(Go):
+			var start Start
+			err := json.Unmarshal(p.body, &start)
+			return Order{Kind: Go, Start: start}, err
+		case byte(Suspend):
+			return Order{Kind: Suspend}, nil
+		case byte(Drain):
+			return Order{Kind: Drain, Why: string(p.body)}, nil
+		case byte(Gone):
+			return Order{Kind: Gone, Lost: p.a}, nil
+		case byte(Lent):
+			return Order{Kind: Lent, Posts: int(p.a)}, nil
+		default:
+			p.close()
+		}
+		if err != nil {
+			return Order{}, err
+		}
+	}
+}
