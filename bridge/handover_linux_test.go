@@ -95,13 +95,14 @@ type relay struct {
 	backend upstream.Config
 	clients *httptest.Server
 	pushes  *httptest.Server
+	older   bool // the kernel
 	serving atomic.Pointer[Bridge]
 	serial  uint32
 	old     *Bridge
 }
 
-func newRelay(t *testing.T, backend http.HandlerFunc, change func(*Config, *upstream.Config)) *relay {
-	r := &relay{shelf: newShelf(t), t: t}
+func newRelay(t *testing.T, older bool, backend http.HandlerFunc, change func(*Config, *upstream.Config)) *relay {
+	r := &relay{shelf: newShelf(t), t: t, older: older}
 	application := httptest.NewServer(backend)
 	r.backend = upstream.Config{TextType: "text/plain", Events: upstream.Types{"connect", "message", "disconnect"}, Timeout: time.Minute, Retry: upstream.RetrySafe, RetryFor: time.Minute, MaxConcurrent: 16, MaxAnswer: 1 << 20}
 	r.config = Config{
@@ -136,6 +137,12 @@ func newRelay(t *testing.T, backend http.HandlerFunc, change func(*Config, *upst
 
 const patience = time.Minute
 
+// onKernels runs a test on this kernel and as on one that does not remember where we look (before Linux 6.9).
+func onKernels(t *testing.T, test func(t *testing.T, older bool)) {
+	t.Run("this kernel", func(t *testing.T) { test(t, false) })
+	t.Run("an older kernel", func(t *testing.T) { test(t, true) })
+}
+
 // next makes another worker serve.
 func (r *relay) next() {
 	r.t.Helper()
@@ -150,6 +157,7 @@ func (r *relay) next() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	b.keeping.old = r.older
 	start := holder.Start{Cause: "start"}
 	if r.old = r.serving.Load(); r.old != nil {
 		r.old.Suspend(http.DefaultTransport.(*http.Transport).Clone())
@@ -214,10 +222,12 @@ func (r *relay) dial(path string) *websocket.Conn {
 }
 
 // TestAHandoverAnywhereChangesNothing hands a connection to another worker behind each byte of what its client sends.
-func TestAHandoverAnywhereChangesNothing(t *testing.T) {
+func TestAHandoverAnywhereChangesNothing(t *testing.T) { onKernels(t, aHandoverAnywhereChangesNothing) }
+
+func aHandoverAnywhereChangesNothing(t *testing.T, older bool) {
 	var mu sync.Mutex
 	var log []string
-	r := newRelay(t, func(w http.ResponseWriter, req *http.Request) {
+	r := newRelay(t, older, func(w http.ResponseWriter, req *http.Request) {
 		body, _ := io.ReadAll(req.Body)
 		mu.Lock()
 		log = append(log, fmt.Sprintf("%s %s %s", req.Header.Get("ce-type"), req.Header.Get("ce-sequence"), body))
@@ -290,9 +300,13 @@ func TestAHandoverAnywhereChangesNothing(t *testing.T) {
 
 // TestAHandoverDuringAPostAndALongWrite hands over while a message is at the backend, and while a client does not read.
 func TestAHandoverDuringAPostAndALongWrite(t *testing.T) {
+	onKernels(t, aHandoverDuringAPostAndALongWrite)
+}
+
+func aHandoverDuringAPostAndALongWrite(t *testing.T, older bool) {
 	gate := make(chan struct{})
 	arrived := make(chan struct{}, 10)
-	r := newRelay(t, func(w http.ResponseWriter, req *http.Request) {
+	r := newRelay(t, older, func(w http.ResponseWriter, req *http.Request) {
 		switch body, _ := io.ReadAll(req.Body); {
 		case req.Header.Get("ce-type") == "wsbridge.connect":
 			w.Header().Set("Ws-User", "ann")
@@ -361,4 +375,29 @@ func TestAHandoverDuringAPostAndALongWrite(t *testing.T) {
 	r.next()
 	r.finish()
 	<-done
+}
+
+// TestLargeMessagesPass sends messages that no socket's buffer holds, one after the other and several at once.
+func TestLargeMessagesPass(t *testing.T) { onKernels(t, largeMessagesPass) }
+
+func largeMessagesPass(t *testing.T, older bool) {
+	r := newRelay(t, older, func(w http.ResponseWriter, req *http.Request) {
+		body, _ := io.ReadAll(req.Body)
+		if req.Header.Get("ce-type") == "wsbridge.message" {
+			w.Write(body)
+		}
+	}, func(c *Config, u *upstream.Config) { c.MaxMessage, u.MaxAnswer = 1<<20, 1<<20 })
+	c := r.dial("/")
+	go func() {
+		for i := range 6 {
+			c.WriteMessage(1, []byte(strings.Repeat(string(rune('a'+i)), 900_000)))
+			c.WriteMessage(1, []byte{byte('a' + i)})
+		}
+	}()
+	for i := range 12 {
+		_, p, err := c.ReadMessage()
+		if want := []int{900_000, 1}[i%2]; err != nil || len(p) != want || p[0] != byte('a'+i/2) {
+			t.Fatalf("answer %d: %d bytes, %v", i, len(p), err)
+		}
+	}
 }

@@ -31,6 +31,7 @@ type keeping struct {
 	journal   map[string]*journalFile // files whose events are in the table, by path
 
 	full sync.Once // says in the log that the table is
+	old  bool      // the kernel is taken for one that does not remember where we look
 }
 
 func newKeeping(k Keeper) *keeping {
@@ -89,6 +90,7 @@ type owed struct {
 // Leaves takes note that an attempt to post the message begins.
 func (o *owed) Leaves(attempt int) {
 	o.kept.slot.Attempt.Store(uint64(attempt))
+	o.kept.slot.Sent.Store(o.sequence)
 	o.kept.slot.Posted.Store(uint64(o.end))
 }
 
@@ -230,7 +232,7 @@ func (c *conn) keepSocket() {
 		return
 	}
 	k.save(&c.record, holder.StageOpening)
-	if err := c.socket.keep(k); err != nil {
+	if err := c.socket.keep(k, c.bridge.config.MaxMessage); err != nil {
 		k.in.full.Do(func() {
 			c.bridge.log.Error("a connection's socket can't be kept: it ends when the program restarts", "error", err)
 		})

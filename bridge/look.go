@@ -32,11 +32,15 @@ type look struct {
 var errHanded = errors.New("the connection is with another worker")
 
 const (
-	// lookAhead is how much may lie unanswered in a socket's buffer, in bytes: a message of the default's largest size, and some headers.
-	lookAhead = 68 << 10
-	// lookShare is how much of the buffer that may be: it also holds what the kernel keeps with the bytes, and full it would stop the client
-	// in the middle of a message.
-	lookShare = 5.0 / 8
+	// lookAhead is how much may lie unanswered in a socket's buffer, in bytes, where no larger message is allowed than that; headers are extra.
+	lookAhead = 64 << 10
+	// mostAhead is the largest that it is made for larger messages.
+	mostAhead = 200 << 10
+	// headers is room for those of a message's frames.
+	headers = 4 << 10
+	// bufferShare is how much of a socket's buffer that may be. The buffer also holds what the kernel keeps with the bytes, about as much; full, it would
+	// stop the client in the middle of a message.
+	bufferShare = 7.0 / 16
 )
 
 // read looks at what comes next in the client's stream.
@@ -156,9 +160,9 @@ func (c *conn) tidy() {
 }
 
 // keep gives the socket to the keeper, as the 101 is about to be written.
-func (s *socket) keep(k *kept) error {
+func (s *socket) keep(k *kept, largest int64) error {
 	early := int64(len(s.early))
-	l := &look{kept: k, budget: lookAhead}
+	l := newLook(k, largest)
 	var err error
 	failed := s.raw.Control(func(fd uintptr) {
 		received, written, tcp := positions(int(fd))
@@ -182,11 +186,17 @@ func (s *socket) keep(k *kept) error {
 	return nil
 }
 
+// newLook returns how the socket of a connection is looked at whose largest message has that many bytes.
+func newLook(k *kept, largest int64) *look {
+	return &look{kept: k, budget: min(max(largest, lookAhead), mostAhead) + headers}
+}
+
 // prepare sets the socket's options for looking, from where it is dropped to plus so many bytes.
 func (l *look) prepare(fd int, ahead int64) {
-	l.kernel = lookFrom(fd, int(ahead))
-	if size := receiveBuffer(fd); size > 0 {
-		l.budget = min(l.budget, int64(float64(size)*lookShare))
+	l.kernel = !l.kept.in.old && lookFrom(fd, int(ahead))
+	if l.kept.tcp {
+		// The kernel lets a buffer grow for those who take out what has come, which we don't, for a while.
+		l.budget = min(l.budget, int64(float64(receiveBuffer(fd, int(2*l.budget)))*bufferShare))
 	}
 }
 

@@ -51,7 +51,7 @@ func lookAt(fd int, p []byte) (n int, again bool, err error) {
 
 // skipped is where bytes go that have been looked at before. Nobody reads it.
 var skipped = sync.Pool{New: func() any {
-	p := make([]byte, 2*lookAhead)
+	p := make([]byte, mostAhead+headers)
 	return &p
 }}
 
@@ -142,9 +142,10 @@ func lookFrom(fd, ahead int) bool {
 	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, ahead) == nil
 }
 
-// receiveBuffer returns the size of the socket's receive buffer, or 0.
-func receiveBuffer(fd int) int {
-	size, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+// receiveBuffer sets the size of the socket's receive buffer, and returns what it is now, which is twice that and may be less.
+func receiveBuffer(fd, size int) int {
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, size)
+	size, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
 	return size
 }
 

@@ -27,7 +27,7 @@ func positions(int) (received, written uint64, tcp bool) { return 0, 0, false }
 
 func lookFrom(int, int) bool { return false }
 
-func receiveBuffer(int) int { return 0 }
+func receiveBuffer(int, int) int { return 0 }
 
 func resumed(int) (net.Conn, syscall.RawConn, error) { return nil, nil, errors.ErrUnsupported }
 

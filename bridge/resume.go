@@ -222,12 +222,23 @@ func (b *Bridge) farewell(k *kept, why *Close) {
 	if c.record.Sequence == 0 {
 		c.record.Sequence = 1 // the connect event's, which was under way
 	}
+	c.countSent()
 	c.mu.Lock()
 	c.cancel(why)
 	c.mu.Unlock()
 	b.registry.release(c)
 	b.metrics.resumed.WithLabelValues("ended").Inc()
 	b.goodbye(c)
+}
+
+// countSent counts the messages that an earlier worker had sent to the backend and that nobody answers any more.
+func (c *conn) countSent() {
+	slot, r := c.kept.slot, &c.record
+	if sent := slot.Sent.Load(); c.kept.stage() == holder.StageOpen && int64(slot.Posted.Load()) > r.Position && sent > r.Sequence {
+		r.Position = int64(slot.Posted.Load())
+		r.MessagesIn += sent - r.Sequence
+		r.Sequence = sent
+	}
 }
 
 // recount reads the numbers that are in the slot.
@@ -269,7 +280,7 @@ func (b *Bridge) resume(k *kept, rec record, fd int, c *conn) {
 	c.kept, c.socket, c.accepted = k, s, true
 	c.recount()
 	at := k.examine(fd)
-	l := &look{kept: k, budget: lookAhead}
+	l := newLook(k, b.config.MaxMessage)
 	k.tcp = at.tcp
 	s.hold(l, at.dropped)
 	if at.done > at.dropped { // answered, and not dropped yet
@@ -307,6 +318,9 @@ func (b *Bridge) resume(k *kept, rec record, fd int, c *conn) {
 	c.opened()
 	if why != nil {
 		b.metrics.resumed.WithLabelValues("closed").Inc()
+		c.mu.Lock()
+		c.countSent()
+		c.mu.Unlock()
 		c.end(why)
 	} else {
 		b.metrics.resumed.WithLabelValues("resumed").Inc()

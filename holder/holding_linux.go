@@ -114,7 +114,9 @@ func Run(ctx context.Context, config Config) (exit int, err error) {
 	}
 	defer stop()
 	h.mu.Lock()
-	h.active, err = h.spawn(h.environ)
+	if h.active, err = h.spawn(h.environ); err == nil {
+		h.active.cause = CauseStart
+	}
 	h.mu.Unlock()
 	if err != nil {
 		return 0, err
@@ -590,6 +592,10 @@ func (h *holding) drain(why string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.draining, h.why = true, why
+	for _, l := range h.listeners { // so that whoever comes now is refused, and does not wait for nobody
+		unix.Close(l.fd)
+	}
+	h.listeners = nil
 	daemon.SdNotify(false, daemon.SdNotifyStopping)
 	if h.next != nil {
 		h.next.process.Kill()

@@ -35,6 +35,7 @@ type Slot struct {
 	Progress [2]Progress
 	Posted   atomic.Uint64
 	Attempt  atomic.Uint64
+	Sent     atomic.Uint64 // the sequence of that message's event
 	Large    atomic.Uint64
 
 	// What has been dropped from the socket's buffer, before the last drop and behind it. Where the two differ the drop may or may not have been done.

@@ -123,6 +123,7 @@ func otherValues(t *testing.T) map[string]string {
 		"WSBRIDGE_NODE":                        "shop-1.example_org",
 		"WSBRIDGE_LOG_LEVEL":                   "debug",
 		"WSBRIDGE_LOG_FORMAT":                  "json",
+		"WSBRIDGE_HOLDER":                      "off",
 		"WSBRIDGE_PATHS":                       "/chat,/ws/*",
 		"WSBRIDGE_ALLOWED_ORIGINS":             "https://*.example.org,https://example.com",
 		"WSBRIDGE_TRUSTED_PROXIES":             "10.0.0.0/8",

@@ -42,8 +42,18 @@ func hold(ctx context.Context, s settings, environ []string, stdout, stderr io.W
 			}
 		}
 	}()
+	out, done, err := fileFor(stdout)
+	if err != nil {
+		return err
+	}
+	defer done()
+	errs, done, err := fileFor(stderr)
+	if err != nil {
+		return err
+	}
+	defer done()
 	exit, err := holder.Run(ctx, holder.Config{
-		Path: path, Args: []string{"wsbridge", workerCommand}, Environ: environ, Stdout: fileOf(stdout), Stderr: fileOf(stderr),
+		Path: path, Args: []string{"wsbridge", workerCommand}, Environ: environ, Stdout: out, Stderr: errs,
 		Slots: 2*s.Bridge.MaxConnections + s.Bridge.GoodbyeMax + spareSlots, Log: newLogger(s, stderr), Reload: reload, Patience: 30 * time.Second,
 	})
 	if err != nil {
@@ -61,9 +71,25 @@ type exited int
 // Error returns the code in words.
 func (e exited) Error() string { return fmt.Sprintf("the worker ended with exit code %d", int(e)) }
 
-func fileOf(w io.Writer) *os.File {
-	file, _ := w.(*os.File)
-	return file
+// fileFor returns a file that a worker may write to in the place of w, and what closes it when no worker is left.
+func fileFor(w io.Writer) (file *os.File, done func(), err error) {
+	if file, ok := w.(*os.File); ok {
+		return file, func() {}, nil
+	}
+	out, in, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	copied := make(chan struct{})
+	go func() {
+		io.Copy(w, out)
+		close(copied)
+	}()
+	return in, func() {
+		in.Close()
+		<-copied
+		out.Close()
+	}, nil
 }
 
 // work serves as a worker, until its holder tells it to end or is gone.
@@ -78,9 +104,18 @@ func work(environ []string, stderr io.Writer) error {
 		return errors.New("worker: this is started by wsbridge itself, for the connections that it holds")
 	}
 	s, faults := parse(environ)
-	if len(faults) > 0 {
-		return errors.Join(faultsAsErrors(faults)...)
+	if err = errors.Join(faultsAsErrors(faults)...); err != nil {
+		link.Failed(err)
+		return err
 	}
+	err = workWith(link, s, stderr)
+	if err != nil {
+		link.Failed(err) // for who has asked for a reload
+	}
+	return err
+}
+
+func workWith(link *holder.Link, s settings, stderr io.Writer) (err error) {
 	w := &worker{link: link, settings: s, log: newLogger(s, stderr)}
 	if w.service, err = newService(s, w.log, link); err != nil {
 		return err
