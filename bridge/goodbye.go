@@ -100,7 +100,8 @@ func (b *Bridge) goodbye(c *conn) {
 
 // post hands a disconnect event to those that post them. It may come from a file of the journal.
 func (b *Bridge) post(event *upstream.Event, file *journalFile, kept *kept) {
-	if kept != nil && kept.in.isSuspended() {
+	suspended := b.keeping.isSuspended()
+	if kept != nil && suspended {
 		kept.release()
 		return
 	}
@@ -111,6 +112,10 @@ func (b *Bridge) post(event *upstream.Event, file *journalFile, kept *kept) {
 	defer g.mu.Unlock()
 	if count := len(g.waiting) + g.posting; count >= b.config.GoodbyeMax || count > 0 && g.bytes+f.bytes > b.config.GoodbyeBytes {
 		b.lose(f, slog.String("error", "too many disconnect events wait (WSBRIDGE_BACKEND_GOODBYE_MAX, WSBRIDGE_BACKEND_GOODBYE_BYTES)"), slog.Int("waiting", count))
+		return
+	}
+	if suspended { // and the table has no room for it
+		b.keep(farewells{f})
 		return
 	}
 	g.bytes += f.bytes
@@ -152,7 +157,6 @@ func (b *Bridge) postGoodbyes() {
 			g.bytes -= f.bytes
 			b.done(f)
 		case reply.Outcome == upstream.Withdrawn && f.kept != nil:
-			g.bytes -= f.bytes
 			f.kept.release()
 		case b.ctx.Err() != nil: // the drain is over, and sees to what is left
 			f.event.Attempt++
@@ -231,13 +235,12 @@ func (b *Bridge) releaseGoodbyes() {
 	for _, f := range g.waiting {
 		if f.kept == nil {
 			left = append(left, f)
-			continue
+		} else {
+			f.kept.release()
 		}
-		g.bytes -= f.bytes
-		f.kept.release()
 	}
-	g.waiting = left
-	heap.Init(&g.waiting)
+	b.keep(left) // those that the table had no room for
+	g.waiting, g.bytes = nil, 0
 	g.rest()
 }
 

@@ -14,7 +14,7 @@ func (b *Bridge) pingPhase() time.Duration {
 func (c *conn) tick() {
 	now := time.Now()
 	c.mu.Lock()
-	if c.ctx.Err() != nil {
+	if c.ctx.Err() != nil || c.handed {
 		c.mu.Unlock()
 		return
 	}

@@ -151,7 +151,11 @@ func (b *Bridge) takeOne(conn holder.Conn) {
 	case holder.StageFree:
 		kept.free()
 	case holder.StageOpen:
-		b.farewell(kept, closeVanished(nil))
+		if slot.Wrote.Load() == 0 { // its socket could not be kept: TLS ended in that worker
+			b.farewell(kept, closeRestarting(nil))
+		} else {
+			b.farewell(kept, closeVanished(nil))
+		}
 	case holder.StageOpening:
 		if slot.Posted.Load() == 0 { // the backend has not heard of it
 			kept.free()

@@ -34,6 +34,9 @@ func (*Link) Table() *Table { return nil }
 // Listener returns nil.
 func (*Link) Listener(string, string) (net.Listener, error) { return nil, nil }
 
+// CloseListeners does nothing.
+func (*Link) CloseListeners() {}
+
 // KeepListener returns an error.
 func (*Link) KeepListener(string, string, net.Listener) error { return errNotHere }
 

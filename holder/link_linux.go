@@ -259,6 +259,14 @@ func (l *Link) Listener(name, address string) (net.Listener, error) {
 	return nil, nil
 }
 
+// CloseListeners gives up what Listener has not been asked for again.
+func (l *Link) CloseListeners() {
+	for _, fd := range l.fds {
+		unix.Close(fd)
+	}
+	l.listeners, l.fds = nil, nil
+}
+
 // KeepListener gives the holder a duplicate of a listener, to keep under that name. One of another address that it keeps so is let go once this worker
 // serves.
 func (l *Link) KeepListener(name, addr string, listener net.Listener) error {

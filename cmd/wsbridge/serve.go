@@ -119,6 +119,7 @@ type doors struct {
 	clientServer, pushers *http.Server
 	failed                chan error // one for each server, so that neither waits
 	serving               sync.WaitGroup
+	pushing               sync.WaitGroup // connections of pushers
 }
 
 // open serves on the listeners.
@@ -143,6 +144,14 @@ func (v *service) open(clients, pushes net.Listener) (*doors, error) {
 			ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeader, ErrorLog: quiet,
 		},
 		failed: make(chan error, 2),
+	}
+	d.pushers.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			d.pushing.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			d.pushing.Done()
+		}
 	}
 	d.clientServer.SetKeepAlivesEnabled(false) // who doesn't upgrade has nothing more to ask
 	d.serving.Go(func() { d.failed <- d.pushers.Serve(pushes) })

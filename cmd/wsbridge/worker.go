@@ -210,8 +210,22 @@ func (w *worker) run() error {
 				w.service.upstream.Lend(order.Posts)
 			case holder.Drain:
 				w.log.Info("draining", "cause", order.Why, "timeout", w.settings.Process.DrainTimeout.String())
-				w.drain(false)
-				return nil
+				w.link.CloseListeners()
+				drained := make(chan struct{})
+				go func() {
+					w.drain(false)
+					close(drained)
+				}()
+				for {
+					select {
+					case <-drained:
+						return nil
+					case <-lost: // somebody has had enough of waiting
+						return errors.New("ended without draining: the holder is gone")
+					case order := <-orders:
+						w.late(order)
+					}
+				}
 			}
 		case <-ticks:
 			if posts := w.service.upstream.Busy(); posts != told {
@@ -227,6 +241,18 @@ func (w *worker) run() error {
 			w.drain(true)
 			return err
 		}
+	}
+}
+
+// late does what the holder says during a drain: others hand over what they still had.
+func (w *worker) late(order holder.Order) {
+	switch order.Kind {
+	case holder.Take:
+		w.service.bridge.Take(order.Conns)
+	case holder.Gone:
+		w.service.bridge.Gone(order.Lost)
+	case holder.Lent:
+		w.service.upstream.Lend(order.Posts)
 	}
 }
 
@@ -274,6 +300,9 @@ func (w *worker) suspend() <-chan struct{} {
 		defer close(done)
 		d.clientServer.Shutdown(context.Background()) // handshakes that were under way
 		<-w.service.bridge.Unfinished()
+		// A pusher's next request over a connection that is open is passed on, and the connection closed behind it; one that is idle is kept as long as ever:
+		// closed now, it could be in the moment of a request.
+		d.pushing.Wait()
 		d.close()
 		next.CloseIdleConnections()
 	}()
