@@ -157,6 +157,7 @@ func (b *Bridge) postGoodbyes() {
 			g.bytes -= f.bytes
 			b.done(f)
 		case reply.Outcome == upstream.Withdrawn && f.kept != nil:
+			g.bytes -= f.bytes
 			f.kept.release()
 		case b.ctx.Err() != nil: // the drain is over, and sees to what is left
 			f.event.Attempt++
@@ -233,6 +234,7 @@ func (b *Bridge) releaseGoodbyes() {
 	defer g.mu.Unlock()
 	var left farewells
 	for _, f := range g.waiting {
+		g.bytes -= f.bytes
 		if f.kept == nil {
 			left = append(left, f)
 		} else {
@@ -240,7 +242,7 @@ func (b *Bridge) releaseGoodbyes() {
 		}
 	}
 	b.keep(left) // those that the table had no room for
-	g.waiting, g.bytes = nil, 0
+	g.waiting = nil
 	g.rest()
 }
 
