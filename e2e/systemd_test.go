@@ -283,13 +283,47 @@ func TestTheUnitUnderARealSystemd(t *testing.T) {
 		}
 	})
 
-	t.Run("killed, it comes back", func(t *testing.T) {
+	t.Run("its worker is killed, and its connections go on", func(t *testing.T) {
+		c := connect(t, dialer, "ws://example.org/ws", nil)
+		b.expect(t, "connect")
+		c.says(t, websocket.TextMessage, "before")
+		c.hears(t, websocket.TextMessage, "before")
+		b.expect(t, "message")
+		before := m.must(t, "systemctl show -P MainPID wsbridge")
+		journal := m.follow(t)
+		m.must(t, "kill -9 $(cat /proc/"+strings.TrimSpace(before)+"/task/*/children)")
+		c.says(t, websocket.TextMessage, "behind")
+		c.hears(t, websocket.TextMessage, "behind")
+		b.expect(t, "message")
+		journal.awaitLine(t, "msg=serving cause=crash")
+		if after := m.must(t, "systemctl show -P MainPID wsbridge"); after != before {
+			t.Errorf("the main process is another: %s, and was %s", after, before)
+		}
+		c.leaves(t, 1000)
+		b.expect(t, "disconnect")
+	})
+
+	t.Run("reloaded, its connections go on", func(t *testing.T) {
+		c := connect(t, dialer, "ws://example.org/ws", nil)
+		b.expect(t, "connect")
+		journal := m.follow(t)
+		m.must(t, "systemctl reload wsbridge")
+		journal.awaitLine(t, "msg=serving cause=reload")
+		c.says(t, websocket.TextMessage, "behind")
+		c.hears(t, websocket.TextMessage, "behind")
+		b.expect(t, "message")
+		c.leaves(t, 1000)
+		b.expect(t, "disconnect")
+	})
+
+	t.Run("its main process killed, it comes back", func(t *testing.T) {
 		c := connect(t, dialer, "ws://example.org/ws", nil)
 		b.expect(t, "connect")
 		before := m.must(t, "systemctl show -P MainPID wsbridge")
 		journal := m.follow(t)
 		m.must(t, "kill -9 "+before)
-		c.ends(t, websocket.CloseAbnormalClosure)
+		c.ends(t, 1012)
+		b.expect(t, "disconnect")
 		journal.awaitLine(t, "msg=serving")
 		if after := m.must(t, "systemctl show -P MainPID wsbridge"); after == before {
 			t.Errorf("the process is the same one: %s", after)

@@ -238,6 +238,7 @@ func (w *worker) run() error {
 			return fmt.Errorf("a listener failed: %w", err)
 		case err := <-lost:
 			w.log.Error("the process that holds the connections is gone: they are closed (1012)", "error", err)
+			w.link.CloseListeners()
 			w.drain(true)
 			return err
 		}
@@ -316,6 +317,9 @@ func (w *worker) drain(restarting bool) {
 		return
 	}
 	w.service.drain(w.doors, restarting)
+	if restarting {
+		return // another program may listen there by now
+	}
 	for _, address := range []string{w.settings.Process.Listen, w.settings.Process.PushListen} {
 		if path, ok := strings.CutPrefix(address, "unix:"); ok {
 			os.Remove(path)
