@@ -623,10 +623,17 @@ func (h *holding) reload(environ []string) error {
 	}
 	defer h.reloading.Unlock()
 	h.mu.Lock()
-	old := h.active
-	if h.draining || old == nil || !old.serves {
+	for end := time.Now().Add(h.config.Patience); !h.draining && (h.active == nil || !h.active.serves); h.mu.Lock() {
 		h.mu.Unlock()
-		return errors.New("no worker serves just now: try again")
+		if time.Now().After(end) {
+			return fmt.Errorf("no worker has served for %s: try again when one does", h.config.Patience)
+		}
+		time.Sleep(10 * time.Millisecond) // one has just died, and its successor is on its way
+	}
+	old := h.active
+	if h.draining {
+		h.mu.Unlock()
+		return errors.New("this wsbridge is stopping")
 	}
 	daemon.SdNotify(false, "RELOADING=1\nMONOTONIC_USEC="+monotonic())
 	defer daemon.SdNotify(false, daemon.SdNotifyReady)

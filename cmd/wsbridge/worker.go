@@ -288,7 +288,7 @@ func (w *worker) suspend() <-chan struct{} {
 	w.doors, w.clients, w.pushes = nil, nil, nil
 	d.clients.Close()
 	d.pushes.Close()
-	network, place, _ := splitAddress(w.settings.Process.PushListen)
+	network, place := d.pushes.Addr().Network(), d.pushes.Addr().String()
 	next := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, place)
 	}}
