@@ -282,8 +282,8 @@ func (b *Bridge) resume(k *kept, rec record, fd int, c *conn) {
 
 	c.mu.Lock()
 	c.kept, c.socket, c.accepted = k, s, true
-	c.recount()
 	at := k.examine(fd)
+	c.recount()
 	l := newLook(k, b.config.MaxMessage)
 	k.tcp = at.tcp
 	s.hold(l, at.dropped)
@@ -424,8 +424,6 @@ func (c *conn) goOnWriting(at place) {
 		}
 		c.kept.owed = []*owed{f.owed}
 		c.record.Sequence, c.record.MessagesIn, c.record.BytesIn = at.entry.Sequence, at.entry.MessagesIn, at.entry.BytesIn
-	} else if at.done > 0 {
-		c.recount()
 	}
 	c.out.torn = f
 }

@@ -67,7 +67,7 @@ func TestTheWorkerIsKilledAndReloadedAgainAndAgain(t *testing.T) {
 		seed, _ = strconv.ParseUint(text, 10, 64)
 	}
 	random := rand.New(rand.NewPCG(seed, 0))
-	const clients, messages, kills = 40, 150, 12
+	const clients, messages, kills = 40, 200, 16
 	b := &survivors{seen: map[string]string{}, last: map[string]int{}, ended: map[string]string{}}
 	backend := httptest.NewServer(b)
 	t.Cleanup(backend.Close)
