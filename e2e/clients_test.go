@@ -129,7 +129,7 @@ func theDocumentedClientIsBackAfterARestart(t *testing.T, browser context.Contex
 func aDeadServerIsReconnectedToAsWell(t *testing.T, browser context.Context) {
 	b := newBackend(t, echo)
 	address := "127.0.0.1:" + freePort(t)
-	env := []string{"WSBRIDGE_BACKEND_URL=" + b.URL, "WSBRIDGE_ALLOWED_ORIGINS=*", "WSBRIDGE_LISTEN=" + address, "WSBRIDGE_PUSH_LISTEN=127.0.0.1:0"}
+	env := []string{oneProcess, "WSBRIDGE_BACKEND_URL=" + b.URL, "WSBRIDGE_ALLOWED_ORIGINS=*", "WSBRIDGE_LISTEN=" + address, "WSBRIDGE_PUSH_LISTEN=127.0.0.1:0"}
 	killed := start(t, env, program(t))
 	killed.awaitLine(t, "msg=serving")
 	p := openPage(t, browser, "ws://"+address+"/ws")

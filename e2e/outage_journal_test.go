@@ -127,13 +127,16 @@ func TestGoodbyesThatAreLeftBehindADrainArePostedAtTheNextStart(t *testing.T) {
 	}
 }
 
+// oneProcess makes a kill the end of everything: with a holder, the worker would say goodbye to everyone first.
+const oneProcess = "WSBRIDGE_HOLDER=off"
+
 func TestNeitherAKillNorAnotherDrainLosesAGoodbyeThatWasLeft(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(tempDir(t), "state")
 	ids := leftGoodbyes(t, dir, true)
 
 	nobody := "http://127.0.0.1:" + freePort(t)
-	s := serve(t, "WSBRIDGE_BACKEND_URL="+nobody, "WSBRIDGE_STATE_DIR="+dir)
+	s := serve(t, "WSBRIDGE_BACKEND_URL="+nobody, "WSBRIDGE_STATE_DIR="+dir, oneProcess)
 	s.awaitLine(t, "the backend is down") // all of them wait
 	s.signal(t, syscall.SIGKILL)
 	<-s.end
@@ -141,7 +144,7 @@ func TestNeitherAKillNorAnotherDrainLosesAGoodbyeThatWasLeft(t *testing.T) {
 		t.Errorf("behind a kill while the backend was away: %v, want %v", left, ids)
 	}
 
-	s = serve(t, "WSBRIDGE_BACKEND_URL="+nobody, "WSBRIDGE_STATE_DIR="+dir, "WSBRIDGE_DRAIN_TIMEOUT=100ms")
+	s = serve(t, "WSBRIDGE_BACKEND_URL="+nobody, "WSBRIDGE_STATE_DIR="+dir, oneProcess, "WSBRIDGE_DRAIN_TIMEOUT=100ms")
 	s.signal(t, syscall.SIGTERM)
 	s.exits(t, 0)
 	if left, _ := readGoodbyes(t, dir); !slices.Equal(left, ids) {
@@ -155,7 +158,7 @@ func TestNeitherAKillNorAnotherDrainLosesAGoodbyeThatWasLeft(t *testing.T) {
 		turn <- struct{}{}
 	}
 	b := newBackend(t, func(http.ResponseWriter, event) { <-turn })
-	s = serve(t, "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_STATE_DIR="+dir)
+	s = serve(t, "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_STATE_DIR="+dir, oneProcess)
 	for range taken + 1 {
 		b.expect(t, "disconnect")
 	}
