@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // Arena is a worker's view of the table's arena: it hands out blocks. Chunks belong to one worker at a time, so that two of them, while
@@ -115,13 +116,26 @@ func (a *Arena) claim(count int) (first int, ok bool) {
 	return 0, false
 }
 
-// Free gives a block back; the zero Block is none. One in another worker's chunk stays used until that worker's chunks are adopted.
+// Free gives a block back that no slot has; the zero Block is none. One in another worker's chunk stays used until that worker's chunks are adopted.
 func (a *Arena) Free(b Block) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.free(b)
+}
+
+// Replace puts a block, with its stage, in the place of the one that a word of a slot has, and gives that one back. Both are one step: what Adopt finds in no slot
+// it takes for free, and somebody may have it by the time it would be given back.
+func (a *Arena) Replace(word *atomic.Uint64, b Block) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.free(Block(word.Swap(uint64(b))))
+}
+
+// free gives a block back. The lock is held.
+func (a *Arena) free(b Block) {
 	if b.Len() == 0 {
 		return
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	c := a.chunks[b.offset()/chunkSize]
 	if c == nil {
 		return

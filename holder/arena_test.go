@@ -2,6 +2,8 @@ package holder
 
 import (
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -107,6 +109,62 @@ func TestBlocksNeverOverlapWhoeverIsKilled(t *testing.T) {
 		if table.owners[i].Load() != 0 {
 			t.Fatalf("chunk %d is somebody's though nothing is used (seed %d)", i, seed)
 		}
+	}
+}
+
+// TestChunksAreAdoptedWhileTheirBlocksAreReplaced lets a worker that serves adopt what a dead one had while some of its connections replace their records: no two
+// connections ever have one block.
+func TestChunksAreAdoptedWhileTheirBlocksAreReplaced(t *testing.T) {
+	const slots, length, rounds = 60_000, 200, 5
+	table := memoryTable(t, slots)
+	for range slots {
+		table.Grow()
+	}
+	for round := range uint32(rounds) {
+		dead, serving := NewArena(table, 2*round+1), NewArena(table, 2*round+2)
+		get := func(arena *Arena) Block {
+			block, ok := arena.Get(length)
+			if !ok {
+				t.Fatal("no room")
+			}
+			return block.In(StageOpen)
+		}
+		for i := range uint32(slots) {
+			dead.Replace(&table.Slot(i).Record, get(dead))
+		}
+		var blocks []Block // so that replacing is all that is done beside the adoption
+		for range slots / 2 {
+			blocks = append(blocks, get(serving))
+		}
+		var begun atomic.Bool
+		var both sync.WaitGroup
+		both.Go(func() {
+			for i, block := range blocks {
+				begun.Store(i > slots/8)
+				serving.Replace(&table.Slot(uint32(slots-1-2*i)).Record, block) // every other one, and the last first
+			}
+		})
+		both.Go(func() {
+			for !begun.Load() {
+			}
+			serving.Adopt(func(serial uint32) bool { return serial == 2*round+1 })
+		})
+		both.Wait()
+		has := map[int]bool{}
+		for i := range uint32(slots) {
+			has[Block(table.Slot(i).Record.Load()).offset()] = true
+		}
+		for range slots { // all that is free in chunks of the dead one, and more
+			has[get(serving).offset()] = true
+		}
+		if len(has) != 2*slots {
+			t.Fatalf("round %d: %d blocks are %d", round, 2*slots, len(has))
+		}
+		next := NewArena(table, 2*rounds+1)
+		for i := range uint32(slots) {
+			table.Slot(i).Record.Store(0)
+		}
+		next.Adopt(func(uint32) bool { return true })
 	}
 }
 

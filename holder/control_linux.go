@@ -37,12 +37,12 @@ type response struct {
 }
 
 // control answers requests, until it is stopped.
-func (h *holding) control() (stop func(), err error) {
-	name := controlName + strconv.Itoa(os.Getpid())
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: name})
+func (h *holding) control(was *state) (stop func(), err error) {
+	l, err := listenControl(was)
 	if err != nil {
 		return nil, fmt.Errorf("the socket for wsbridge reload: %w", err)
 	}
+	h.asked = l
 	go func() {
 		for {
 			c, err := l.AcceptUnix()
@@ -53,6 +53,20 @@ func (h *holding) control() (stop func(), err error) {
 		}
 	}()
 	return func() { l.Close() }, nil
+}
+
+// listenControl opens the socket, or takes the one that this process has had before.
+func listenControl(was *state) (*net.UnixListener, error) {
+	if was == nil {
+		return net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: controlName + strconv.Itoa(os.Getpid())})
+	}
+	file := os.NewFile(uintptr(was.Control), "control")
+	defer file.Close()
+	l, err := net.FileListener(file)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.UnixListener), nil
 }
 
 // answer answers one request, of this user or root.
@@ -87,6 +101,9 @@ func (h *holding) status() StatusReport {
 	s := StatusReport{Holder: os.Getpid(), Connections: h.count, Starts: map[string]uint64{}}
 	if h.active != nil && h.active.serves {
 		s.Worker = h.active.pid
+	}
+	if h.spare != nil && h.spare.isReady {
+		s.Spare = h.spare.pid
 	}
 	for _, w := range h.lingering {
 		s.Lingering = append(s.Lingering, w.pid)

@@ -34,6 +34,9 @@ func (*Link) Table() *Table { return nil }
 // Listener returns nil.
 func (*Link) Listener(string, string) (net.Listener, error) { return nil, nil }
 
+// Unclaimed returns nil.
+func (*Link) Unclaimed() []string { return nil }
+
 // CloseListeners does nothing.
 func (*Link) CloseListeners() {}
 
@@ -60,6 +63,9 @@ func (*Link) Release(uint32) error { return errNotHere }
 
 // Keep returns an error.
 func (*Link) Keep(uint32, uint32, int) error { return errNotHere }
+
+// GaveBack returns an error.
+func (*Link) GaveBack(bool, []string) error { return errNotHere }
 
 // Receive returns an error.
 func (*Link) Receive() (Order, error) { return Order{}, errNotHere }

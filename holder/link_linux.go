@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -38,6 +39,7 @@ const (
 	opKeep                      // slot, generation; the socket
 	opKeepListener              // its name and address; the socket
 	opFailed                    // why
+	opGaveBack                  // what there is besides what was kept
 	opPong
 	opHello // serial, pid; the environment: the answer to opGiveBack
 )
@@ -61,6 +63,12 @@ type welcome struct {
 type address struct {
 	Name    string // of what it is for
 	Address string // as it is configured
+}
+
+// handBack is what a worker tells a new holder, behind its sockets.
+type handBack struct {
+	Environ []string // of the worker; empty where it is too large
+	Serving bool     // or it had been told to hand over
 }
 
 // line is one end of a link.
@@ -205,7 +213,8 @@ type Link struct {
 	serial    uint32
 	table     *Table
 	listeners []address
-	fds       []int // of the listeners
+	fds       []int    // of the listeners
+	claimed   []string // addresses of those that were asked for
 }
 
 // Attach returns the link of a process that a holder has started, or false for another.
@@ -245,9 +254,10 @@ func (l *Link) Table() *Table { return l.table }
 // Listener returns the listener that the holder keeps under that name for that address, or nil. What systemd has passed on goes by its address alone.
 func (l *Link) Listener(name, address string) (net.Listener, error) {
 	for i, kept := range l.listeners {
-		if kept.Address != address || kept.Name != name && kept.Name != "" {
+		if kept.Name != name && kept.Name != "" || kept.Address != address && (kept.Name != "" || kept.Address != bound(address)) {
 			continue
 		}
+		l.claimed = append(l.claimed, kept.Address)
 		fd, err := unix.FcntlInt(uintptr(l.fds[i]), unix.F_DUPFD_CLOEXEC, linkFd+1)
 		if err != nil {
 			return nil, err
@@ -257,6 +267,31 @@ func (l *Link) Listener(name, address string) (net.Listener, error) {
 		return net.FileListener(file)
 	}
 	return nil, nil
+}
+
+// Unclaimed returns the addresses at which systemd listens for this program, and Listener has not been asked for.
+func (l *Link) Unclaimed() []string {
+	var addresses []string
+	for _, kept := range l.listeners {
+		if kept.Name == "" && !slices.Contains(l.claimed, kept.Address) {
+			addresses = append(addresses, kept.Address)
+		}
+	}
+	return addresses
+}
+
+// bound returns a configured address as the kernel tells that of a socket which is bound to it.
+func bound(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	switch {
+	case err != nil:
+		return address
+	case host == "":
+		return net.JoinHostPort("::", port)
+	case host == "localhost":
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return address
 }
 
 // CloseListeners gives up what Listener has not been asked for again.
@@ -317,6 +352,18 @@ func (l *Link) Keep(slot, gen uint32, fd int) error {
 	return l.line.write(packet{op: opKeep, a: slot, b: gen, fds: []int{fd}})
 }
 
+// GaveBack says that all sockets have been given to a new holder by Keep, whether this worker serves, and in which environment.
+func (l *Link) GaveBack(serving bool, environ []string) error {
+	body, err := json.Marshal(handBack{environ, serving})
+	if err == nil && len(body) > maxPacket-packetHeader {
+		body, err = json.Marshal(handBack{nil, serving})
+	}
+	if err != nil {
+		return err
+	}
+	return l.line.write(packet{op: opGaveBack, body: body})
+}
+
 // Receive returns the next order. io.EOF says that the holder is gone, and that no other comes.
 func (l *Link) Receive() (Order, error) {
 	for {
@@ -342,6 +389,10 @@ func (l *Link) Receive() (Order, error) {
 			return Order{Kind: Gone, Lost: p.a}, nil
 		case byte(Lent):
 			return Order{Kind: Lent, Posts: int(p.a)}, nil
+		case byte(Verbose):
+			return Order{Kind: Verbose}, nil
+		case opGiveBack:
+			return Order{Kind: GiveBack}, nil
 		default:
 			p.close()
 		}

@@ -15,12 +15,14 @@ type OrderKind byte
 
 // The orders.
 const (
-	Take    OrderKind = iota + 1 // these connections are this worker's from now on
-	Go                           // serve
-	Suspend                      // hand over
-	Drain                        // end
-	Gone                         // that worker is dead: what it had and has no socket is this worker's; what has one came by Take just before
-	Lent                         // so many POSTs are under way in other workers
+	Take     OrderKind = iota + 1 // these connections are this worker's from now on
+	Go                            // serve
+	Suspend                       // hand over
+	Drain                         // end
+	Gone                          // that worker is dead: what it had and has no socket is this worker's; what has one came by Take just before
+	GiveBack                      // the holder has died, and this is another one: keep all sockets anew, and say that they are
+	Verbose                       // log everything for a while, or stop that
+	Lent                          // so many POSTs are under way in other workers
 )
 
 // Conn is a connection that is handed to a worker.

@@ -120,6 +120,8 @@ const (
 type header struct {
 	magic, version, slots, chunks atomic.Uint64
 	used                          atomic.Uint64 // slots that a connection has ever had; looking at the others would make memory of them
+	serial                        atomic.Uint32 // of the worker that was started last
+	worker                        atomic.Uint64 // that was told to serve: its serial, and behind it its process id
 }
 
 // tableSize returns the size of a table with that many slots, in bytes, and how many chunks its arena has.
@@ -176,6 +178,20 @@ func (t *Table) Grow() (uint32, bool) {
 	return uint32(n - 1), n <= uint64(len(t.slots))
 }
 
+// nextSerial returns a number that no worker has had, under whichever holder.
+func (t *Table) nextSerial() uint32 { return t.header().serial.Add(1) }
+
+// serves takes note of the worker that is told to serve.
+func (t *Table) serves(serial uint32, pid int) {
+	t.header().worker.Store(uint64(serial)<<32 | uint64(uint32(pid)))
+}
+
+// server returns the worker that was told so last.
+func (t *Table) server() (serial uint32, pid int) {
+	word := t.header().worker.Load()
+	return uint32(word >> 32), int(uint32(word))
+}
+
 func (t *Table) header() *header { return (*header)(unsafe.Pointer(&t.mem[0])) }
 
 // Slot returns a slot, counted from 0.
@@ -227,10 +243,12 @@ func (s *Slot) Has(serial uint32) bool { return s.Owner.Load() == serial }
 // Had reports whether the worker has the slot, or had it last and gave it up with word to the holder.
 func (s *Slot) Had(serial uint32) bool { return s.Owner.Load()&^released == serial }
 
-// Clear empties a slot that is free, for its next connection.
-func (s *Slot) Clear(owner uint32) {
-	gen := s.Gen.Load()
-	*s = Slot{}
-	s.Gen.Store(gen + 1)
-	s.Owner.Store(owner)
+// Take makes the slot the worker's, if its owner is the given one still.
+func (s *Slot) Take(from, serial uint32) bool { return s.Owner.CompareAndSwap(from, serial) }
+
+// Clear empties a slot of the worker's own that is free, for its next connection.
+func (s *Slot) Clear() {
+	s.Gen.Add(1)
+	const kept = unsafe.Offsetof(s.Record) // the owner, who must be known all the time, and what was counted just now
+	clear(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(s), kept)), uintptr(slotSize)-kept))
 }
