@@ -46,6 +46,12 @@ func New(config Config, node string, registry prometheus.Registerer, dial func(c
 			Name: "wsbridge_event_duration_seconds", Help: "Time from the start of a POST to its whole answer.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2.5, 12)}, []string{"type"}),
 	}
+	for _, kind := range []Type{Connect, Message, Disconnect} { // from the beginning: the rate of what appears with its first event lacks that
+		c.seconds.WithLabelValues(string(kind))
+		for outcome := Accepted; outcome <= Withdrawn; outcome++ {
+			c.posts.WithLabelValues(string(kind), outcome.String())
+		}
+	}
 	for _, name := range config.ForwardHeaders {
 		if name = textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)); !slices.Contains(c.forward, name) {
 			c.forward = append(c.forward, name)
@@ -220,21 +226,22 @@ func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time,
 		}
 		return lost
 	}
-	open := c.pool.take
-	for {
-		dialing, cancel := context.WithDeadline(ctx, deadline)
-		line, err := open(dialing)
-		cancel()
-		if err != nil {
-			return nil, nil, timed(&lostError{error: err, outcome: Unreachable})
+	for line := c.pool.take(); ; line = nil {
+		if line == nil {
+			dialing, cancel := context.WithDeadline(ctx, deadline)
+			var err error
+			line, err = c.pool.fresh(dialing)
+			cancel()
+			if err != nil {
+				return nil, nil, timed(&lostError{error: err, outcome: Unreachable})
+			}
 		}
 		if e != nil && e.Trip != nil {
 			e.Trip.Leaves(e.Attempt)
 		}
-		line.SetDeadline(deadline)
-		stop := context.AfterFunc(ctx, func() { line.SetDeadline(time.Unix(1, 0)) })
+		line.begin(ctx, deadline)
 		answer, body, err := line.exchange(request, c.config.MaxAnswer)
-		interrupted := !stop()
+		interrupted := line.isInterrupted()
 		untaken := line.untaken(err)
 		if err == nil && !interrupted && line.reusable(answer, time.Now()) {
 			c.pool.put(line)
@@ -244,7 +251,6 @@ func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time,
 		switch {
 		case untaken && line.reused && ctx.Err() == nil && time.Now().Before(deadline):
 			c.repeats.Inc()
-			open = c.pool.fresh
 			continue
 		case untaken:
 			return nil, nil, timed(&lostError{error: err, outcome: Unreachable})

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -900,4 +901,31 @@ func FuzzRawAnswer(f *testing.F) {
 			t.Errorf("%q: unreachable, where the request was sent: %v", answer, r.Err)
 		}
 	})
+}
+
+// A caller whose time ends just as its answer is there has had the connection that another one has by then.
+func TestTheEndOfACallersTimeIsNobodyElsesEnd(t *testing.T) {
+	url := listen(t, answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nKeep-Alive: timeout=60\r\n\r\nok"))
+	config := standard(t, url)
+	config.Timeout = time.Minute
+	client := newClient(t, config)
+	for range 3000 {
+		ctx, cancel := context.WithCancel(t.Context())
+		first := client.Post(ctx, &Event{Type: Connect, Handshake: &Handshake{Path: "/"}})
+		go cancel()
+		second := client.Post(t.Context(), &Event{Type: Message, Handshake: &Handshake{Path: "/"}})
+		if first.Outcome != Accepted || second.Outcome != Accepted {
+			t.Fatalf("the outcomes are %s (%v) and %s (%v)", first.Outcome, first.Err, second.Outcome, second.Err)
+		}
+	}
+}
+
+func TestALineThatIsResetIsToldAsSuch(t *testing.T) {
+	url := listen(t, func(conn net.Conn) {
+		receive(bufio.NewReader(conn))
+		reset(conn)
+	})
+	if r := clientFor(t, url).Post(t.Context(), text("x")); r.Outcome != Uncertain || !errors.Is(r.Err, syscall.ECONNRESET) {
+		t.Errorf("got = %s (%v), want an uncertain outcome of a connection that was reset", said(r), r.Err)
+	}
 }

@@ -32,21 +32,21 @@ type pool struct {
 	era    int // how often the connections were given up
 }
 
-// take returns the idle connection that was used last and still stands, or else a fresh one.
-func (p *pool) take(ctx context.Context) (*conn, error) {
+// take returns the idle connection that was used last and still stands, or nil.
+func (p *pool) take() *conn {
 	for now := time.Now(); ; {
 		p.mu.Lock()
 		last := len(p.idle) - 1
 		if last < 0 {
 			p.mu.Unlock()
-			return p.fresh(ctx)
+			return nil
 		}
 		c := p.idle[last]
 		p.idle[last] = nil
 		p.idle = p.idle[:last]
 		p.mu.Unlock()
 		if now.Before(c.until) && silent(c.socket.Conn) {
-			return c, nil
+			return c
 		}
 		c.Close()
 	}
