@@ -98,6 +98,9 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		b.conns.Done()
 		return
 	}
+	if c.rests() {
+		return
+	}
 	// The handler returns, and net/http lets go of the request and its buffers.
 	go c.serve()
 }
@@ -146,7 +149,7 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	// The client's leaving does not end the POST: its outcome would be unknown, and an accepted connection is owed a disconnect event.
 	ctx, cancel := context.WithTimeoutCause(b.ctx, b.config.HandshakeTimeout, fmt.Errorf("no answer within the handshake's %s", b.config.HandshakeTimeout))
 	defer cancel()
-	to, options, reply := b.route(c, b.upstream.Post(ctx, event))
+	to, options, reply := b.route(c, b.ask(ctx, event))
 	b.complain(upstream.Connect, reply)
 	if reply.Outcome != upstream.Accepted {
 		return nil, func(w http.ResponseWriter) { refusal(w, reply) }
@@ -240,6 +243,7 @@ func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header
 	}
 	c.mu.Lock()
 	c.socket, c.record.Window = sock, window
+	c.heard.Store(time.Now().UnixNano())
 	sock.owner = c
 	c.keepSocket()
 	c.mu.Unlock()
@@ -264,12 +268,7 @@ func (c *conn) attach(ws *websocket.Conn) {
 		return nil
 	})
 	ws.SetPingHandler(func(payload string) error {
-		c.mu.Lock()
-		c.out.pong([]byte(payload))
-		if !c.out.empty() {
-			c.startWriter()
-		}
-		c.mu.Unlock()
+		c.pong([]byte(payload))
 		return nil
 	})
 	c.ws = ws

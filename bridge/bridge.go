@@ -40,6 +40,10 @@ type Bridge struct {
 	goodbyes goodbyes
 	journal  journal
 	keeping  *keeping // nil: connections end with this process
+	parking  parking
+	crew     crew
+	linger   time.Duration // that an idle connection stays built
+	built    atomic.Uint64 // parked connections, again
 
 	refusals  rate.Sometimes // of the backend, that are logged
 	strangers rate.Sometimes // refused for their origin
@@ -68,6 +72,7 @@ func New(config Config, rates ratelimit.Config, client *upstream.Client, log *sl
 	b := &Bridge{
 		config: config, rates: rates, handshakes: ratelimit.NewHandshakes(rates), upstream: client, log: log, journal: kept, keeping: newKeeping(keeper),
 		scratch:   sync.Pool{New: func() any { return new([]byte) }},
+		linger:    linger,
 		refusals:  rate.Sometimes{First: 3, Interval: time.Minute},
 		strangers: rate.Sometimes{First: 3, Interval: time.Minute},
 		upgrader: websocket.Upgrader{
@@ -154,6 +159,7 @@ func (b *Bridge) Drain(limit time.Duration, restarting bool) (lost int) {
 			<-done // nothing is left that could wait
 		}
 	}
+	b.crew.dismiss()
 	return b.lastGoodbyes()
 }
 
@@ -172,6 +178,19 @@ func (b *Bridge) isDraining() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.draining
+}
+
+// ask posts an event. Where everything is logged there is a line for each, without what the event or the reply says.
+func (b *Bridge) ask(ctx context.Context, event *upstream.Event) *upstream.Reply {
+	if !b.log.Enabled(ctx, slog.LevelDebug) {
+		return b.upstream.Post(ctx, event)
+	}
+	began := time.Now()
+	reply := b.upstream.Post(ctx, event)
+	b.log.LogAttrs(ctx, slog.LevelDebug, "event", slog.String("type", string(event.Type)), slog.String("id", event.ConnectionID), slog.String("event", event.ID),
+		slog.Uint64("sequence", event.Sequence), slog.Int("attempt", event.Attempt), slog.Int("bytes", len(event.Body.Data)),
+		slog.String("outcome", reply.Outcome.String()), slog.Int("status", reply.Status), slog.Int("messages", len(reply.Messages)), slog.Float64("seconds", time.Since(began).Seconds()))
+	return reply
 }
 
 // complain writes the one line about a reply that an operator may have to do something about. What comes in floods is only said now and

@@ -81,7 +81,7 @@ func inBubble(t *testing.T, prepare func(*world), test func(b *bubble)) {
 		if b.Bridge, err = New(w.config, w.rates, client, w.log, nil, nil); err != nil {
 			t.Fatal(err)
 		}
-		b.push = b.Bridge.Push(http.NotFoundHandler())
+		b.push = b.Bridge.Push(http.NotFoundHandler(), http.NotFoundHandler())
 		b.Serving()
 		backend := &http.Server{Handler: b.record(w.answer)}
 		server := &http.Server{Handler: b.Bridge}

@@ -18,7 +18,8 @@ import (
 // closeWait is how long a client may take to answer our close frame, and then to close its side.
 const closeWait = 3 * time.Second
 
-// conn is one connection: a record, a socket, and what runs while something happens. Its reader lives as long as the client; the
+// conn is one connection: a record, a socket, and what runs while something happens. Its reader lives until the client has left or nobody has used the connection for a
+// while (see park.go); the
 // forwarder while messages wait for the backend; the writer while something waits for the client; the parting once, at the end.
 //
 //	reader → inbox → forwarder → backend → queue → writer → client
@@ -36,6 +37,8 @@ type conn struct {
 	tasks sync.WaitGroup // forwarder, writer, parting
 
 	lastMessage atomic.Int64 // either way, Unix nanoseconds
+	heard       atomic.Int64 // the last bytes from the client, Unix nanoseconds
+	drowsy      atomic.Bool  // the reader has been called away: see fallsAsleep
 	standing    atomic.Bool  // we have stopped reading: silence says nothing of the client
 
 	mu       sync.Mutex // guards the following
@@ -46,6 +49,8 @@ type conn struct {
 	handing  bool     // another worker is to have it, as soon as it comes to rest
 	handed   bool     // another worker has it
 	arriving bool     // another worker has it still
+	parked   int      // the descriptor of a connection of which nothing is built; 0: it is
+	bounded  bool     // the reader has a deadline: it waits in the middle of a message
 	kept     *kept    // nil where it does not outlive this process
 	changes  []func() // to what it is, that wait until it has arrived
 	accepted bool     // the backend has accepted it
@@ -102,6 +107,7 @@ func (c *conn) end(why *Close) {
 		c.why = why // which the worker that has it still does not know
 		return
 	}
+	c.unpark()
 	c.cancel(why)
 	c.why = why
 	c.kept.ends(why)
@@ -146,16 +152,34 @@ func (c *conn) opened() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.opening = false
-	now := time.Now()
-	c.nextPing = now.Add(c.bridge.pingPhase()).UnixNano()
-	c.timer = time.AfterFunc(time.Hour, c.tick)
-	c.schedule(now)
+	c.startClock(time.Now())
 	if c.ctx.Err() != nil {
 		c.tasks.Go(c.part)
-	} else if !c.out.empty() {
+	} else if c.flush(); !c.out.empty() {
 		c.startWriter()
 	}
 	c.hand()
+}
+
+// flush writes what waits as far as the socket takes it at once. What the backend has said to a new connection is all that most are ever sent, and then it needs no
+// writer. The lock is held.
+func (c *conn) flush() {
+	now := time.Now()
+	for q := &c.out; len(q.messages) > 0 && q.torn.wire == nil && len(q.pongs) == 0 && !q.ping && !q.shut; {
+		f := q.messages[0]
+		if f.expired(now) {
+			c.drop(q.take(), lossExpired)
+			continue
+		}
+		n := c.writeAtOnce(f, now, nil)
+		if n == 0 {
+			return
+		}
+		q.take()
+		if n == len(f.wire) {
+			c.bridge.metrics.sent(f.messages, f.payload)
+		}
+	}
 }
 
 // leave ends the connection, if nothing has, and returns when nothing of it is left: its reader has come here, and all its tasks have
@@ -168,7 +192,7 @@ func (c *conn) leave(why *Close) {
 	}
 	c.mu.Unlock()
 	c.socket.finish(closeWait)
-	c.timer.Stop()
+	c.stopClock()
 	c.bridge.upgraded.Add(-1)
 
 	c.mu.Lock()
@@ -261,7 +285,11 @@ func (c *conn) enqueue(p *parcel) bool {
 		}
 		c.receipts = append(c.receipts, f.receipt)
 	}
-	ok := c.sendNow(f, p) || c.out.add(f, c.bridge.config.SendBuffer, c.bridge.config.SlowClient, c.drop)
+	ok := c.sendNow(f, p)
+	if !ok {
+		c.unpark()
+		ok = c.out.add(f, c.bridge.config.SendBuffer, c.bridge.config.SlowClient, c.drop)
+	}
 	if !ok {
 		c.unexpect(f)
 	} else if !c.out.empty() {
@@ -280,19 +308,29 @@ func (c *conn) sendNow(f frame, p *parcel) bool {
 	if c.writing || c.opening || c.over || !c.out.empty() {
 		return false
 	}
-	c.kept.begin(f.wire, f.owed, &p.lease)
-	n := c.socket.tryWrite(f.wire)
-	if n > 0 && n < len(f.wire) {
-		f.wire = f.wire[n:]
-		c.out.torn = f
-		return true
-	}
-	if n > 0 {
-		c.sent(f, p.at)
+	n := c.writeAtOnce(f, p.at, &p.lease)
+	if n == len(f.wire) {
 		p.sentNow++
 	}
-	c.kept.finish(n > 0, f.wire, &p.lease)
 	return n > 0
+}
+
+// writeAtOnce writes what the socket takes of a frame without waiting, and returns how much that was. The rest of one that has begun to go out is left to the writer, for
+// which the connection is built. The lock is held, and nothing is under way.
+func (c *conn) writeAtOnce(f frame, at time.Time, lease *lease) int {
+	c.kept.begin(f.wire, f.owed, lease)
+	n := c.tryWrite(f.wire)
+	if n > 0 && n < len(f.wire) {
+		c.unpark()
+		f.wire = f.wire[n:]
+		c.out.torn = f
+		return n
+	}
+	if n > 0 && !f.control {
+		c.sent(f, at)
+	}
+	c.kept.finish(n > 0, f.wire, lease)
+	return n
 }
 
 // sent takes note of what has gone out. The lock is held.
@@ -323,6 +361,7 @@ func (c *conn) write() {
 		if c.out.empty() {
 			c.writing = false
 			c.hand()
+			c.drowse(time.Now()) // it may have been a ping that kept it awake
 			c.mu.Unlock()
 			return
 		}

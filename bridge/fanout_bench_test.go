@@ -65,7 +65,7 @@ func BenchmarkAGroupWithStalledMembers(b *testing.B) {
 	server := &http.Server{Handler: bridge}
 	server.SetKeepAlivesEnabled(false)
 	go server.Serve(listener)
-	push := bridge.Push(http.NotFoundHandler())
+	push := bridge.Push(http.NotFoundHandler(), http.NotFoundHandler())
 
 	var arrived atomic.Int64
 	last := make(chan time.Time, 1)

@@ -32,7 +32,7 @@ func (c *conn) forward() {
 		c.changed.Broadcast() // there is room
 		c.mu.Unlock()
 
-		reply := c.bridge.upstream.Post(c.bridge.ctx, event)
+		reply := c.bridge.ask(c.bridge.ctx, event)
 		if reply.Outcome == upstream.Withdrawn {
 			c.withdraw()
 			continue

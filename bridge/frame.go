@@ -37,7 +37,7 @@ type frame struct {
 	terms    *options // nil for most
 	receipt  *receipt // of a push that waits for the client's word
 	owed     *owed    // the message that it answers, where that is kept
-	control  bool     // the rest of a ping or pong that an earlier worker began
+	control  bool     // a ping or pong, or the rest of one
 }
 
 // expired reports whether the frame was to be written before now.

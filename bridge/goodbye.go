@@ -149,7 +149,7 @@ func (b *Bridge) postGoodbyes() {
 		f := heap.Pop(&g.waiting).(*farewell)
 		g.mu.Unlock()
 
-		reply := b.upstream.Post(b.ctx, f.event)
+		reply := b.ask(b.ctx, f.event)
 
 		g.mu.Lock()
 		switch now := time.Now(); {

@@ -7,40 +7,49 @@ import (
 
 // guard follows the frames in a client's stream, before gorilla reads them. It finds what gorilla lets pass: a compression bit where none may
 // be (RFC 7692, 6), lengths that are not written in the shortest way, and a close frame of one byte (RFC 6455, 5.2 and 5.5.1). It knows where
-// each message begins. And it takes pongs out, which say no more than that the client lives: gorilla would wait for the
-// next frame behind one, with a deep stack that the goroutine would then keep.
+// each message begins. And it takes pings and pongs out: gorilla would wait for the next frame behind one, with a deep stack that the goroutine would then keep, and
+// where it can't be called away.
 type guard struct {
 	header [14]byte
-	have   int     // bytes of the header
-	left   int64   // bytes of the payload that are still to come
-	pong   bool    // and are taken out
-	echo   [8]byte // what was in the last pong of eight bytes
-	echoes int     // how much of it is here
-	echoed bool    // it is whole, and nobody has looked
-	offset int64   // of the next byte in the client's stream
-	begin  int64   // offset of the frame
-	starts []int64 // of the messages that gorilla has not come to
-	ends   []int64 // of those whose last frame has begun and that gorilla has not been through
-	last   int64   // start of the message that gorilla came to last
-	open   bool    // a message has begun, and its last frame has not
+	have   int      // bytes of the header
+	left   int64    // bytes of the payload that are still to come
+	pong   bool     // and are taken out
+	ping   bool     // the same
+	asks   []byte   // the payload of a ping, as far as it is here
+	asked  [][]byte // the payloads of pings that are whole, and at which nobody has looked
+	echo   [8]byte  // what was in the last pong of eight bytes
+	echoes int      // how much of it is here
+	echoed bool     // it is whole, and nobody has looked
+	offset int64    // of the next byte in the client's stream
+	begin  int64    // offset of the frame
+	starts []int64  // of the messages that gorilla has not come to
+	ends   []int64  // of those whose last frame has begun and that gorilla has not been through
+	last   int64    // start of the message that gorilla came to last
+	calm   bool     // gorilla is through all that has come before
+	open   bool     // a message has begun, and its last frame has not
 }
 
-// scan looks at the next bytes of the stream, takes pongs out and returns how many bytes are left. On a broken rule these are the ones
+// scan looks at the next bytes of the stream, takes pings and pongs out and returns how many bytes are left. On a broken rule these are the ones
 // before the frame that breaks it.
 func (g *guard) scan(p []byte) (n int, err error) {
 	head := 0 // of the frame, in p
 	for i := 0; i < len(p); {
 		if g.left > 0 {
 			step := int(min(g.left, int64(len(p)-i)))
-			if g.pong {
+			switch {
+			case g.pong:
 				g.hear(p[i : i+step])
-			} else if n != i {
-				copy(p[n:], p[i:i+step])
-			}
-			if !g.pong {
+			case g.ping:
+				g.asks = append(g.asks, p[i:i+step]...)
+			default:
+				if n != i {
+					copy(p[n:], p[i:i+step])
+				}
 				n += step
 			}
-			g.left -= int64(step)
+			if g.left -= int64(step); g.ping && g.left == 0 {
+				g.isAsked()
+			}
 			i += step
 			continue
 		}
@@ -58,9 +67,17 @@ func (g *guard) scan(p []byte) (n int, err error) {
 			g.offset += int64(i)
 			return head, err
 		}
-		// Of a pong whose header came in two pieces gorilla has seen the first.
-		if g.pong = g.plainPong() && n-head == g.have; g.pong {
+		// Of one whose header came in two pieces gorilla has seen the first.
+		whole := n-head == g.have
+		if g.pong = whole && g.plain(opPong); g.pong {
 			n, g.echoes = head, 0
+		}
+		// And a ping behind anything that gorilla has not dealt with is gorilla's to deal with.
+		if g.ping = whole && g.calm && head == 0 && g.plain(opPing); g.ping {
+			n, g.asks = head, g.asks[:0]
+			if g.left == 0 {
+				g.isAsked()
+			}
 		}
 		g.have = 0
 	}
@@ -78,6 +95,15 @@ func (g *guard) hear(payload []byte) {
 		g.echoes++
 	}
 	g.echoed = g.echoes == len(g.echo)
+}
+
+// isAsked takes note that a ping is whole.
+func (g *guard) isAsked() {
+	payload := make([]byte, len(g.asks))
+	for i, b := range g.asks {
+		payload[i] = b ^ g.header[2+i%4] // the mask
+	}
+	g.asked = append(g.asked, payload)
 }
 
 // start returns the offset of the message that gorilla has just come to.
@@ -128,9 +154,9 @@ func (g *guard) size() int {
 	return size
 }
 
-// plainPong reports whether the header is that of a pong that breaks no rule; gorilla complains of the others.
-func (g *guard) plainPong() bool {
-	return g.header[0] == finBit|opPong && g.header[1]&0x80 != 0 && g.left <= 125
+// plain reports whether the header is that of a ping or pong that breaks no rule; gorilla complains of the others.
+func (g *guard) plain(opcode byte) bool {
+	return g.header[0] == finBit|opcode && g.header[1]&0x80 != 0 && g.left <= 125
 }
 
 // check takes note of a frame whose header is whole.

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -96,6 +97,7 @@ type relay struct {
 	clients *httptest.Server
 	pushes  *httptest.Server
 	older   bool // the kernel
+	linger  time.Duration
 	serving atomic.Pointer[Bridge]
 	serial  uint32
 	old     *Bridge
@@ -120,7 +122,7 @@ func newRelay(t *testing.T, older bool, backend http.HandlerFunc, change func(*C
 	r.clients.Config.SetKeepAlivesEnabled(false)
 	r.clients.Start()
 	r.pushes = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		r.serving.Load().Push(http.NotFoundHandler()).ServeHTTP(w, req)
+		r.serving.Load().Push(http.NotFoundHandler(), http.NotFoundHandler()).ServeHTTP(w, req)
 	}))
 	r.next()
 	t.Cleanup(func() {
@@ -158,11 +160,27 @@ func (r *relay) next() {
 		r.t.Fatal(err)
 	}
 	b.keeping.old = r.older
+	if r.linger > 0 {
+		b.linger = r.linger
+	}
 	start := holder.Start{Cause: "start"}
 	if r.old = r.serving.Load(); r.old != nil {
 		r.old.Suspend(http.DefaultTransport.(*http.Transport).Clone())
 		start = holder.Start{Cause: "reload", Lingering: []uint32{r.serial - 1}}
 	}
+	b.Resume(r.conns(start.Lingering...), start)
+	b.Serving()
+	r.serving.Store(b)
+}
+
+// back makes a worker serve that has served before, in the place of the one that was to take over from it.
+func (r *relay) back(b *Bridge, serial uint32) {
+	r.t.Helper()
+	r.finish()
+	r.old = r.serving.Load()
+	r.old.Suspend(http.DefaultTransport.(*http.Transport).Clone())
+	start := holder.Start{Cause: "reload", Lingering: []uint32{r.serial}}
+	r.serial = serial
 	b.Resume(r.conns(start.Lingering...), start)
 	b.Serving()
 	r.serving.Store(b)
@@ -400,4 +418,373 @@ func largeMessagesPass(t *testing.T, older bool) {
 			t.Fatalf("answer %d: %d bytes, %v", i, len(p), err)
 		}
 	}
+}
+
+// TestAConnectionThatIsTakenOverAtRestWakesByWhateverHappensToIt lets nothing happen to connections over several workers, and then one thing to each.
+func TestAConnectionThatIsTakenOverAtRestWakesByWhateverHappensToIt(t *testing.T) {
+	onKernels(t, aConnectionAtRestWakes)
+}
+
+func aConnectionAtRestWakes(t *testing.T, older bool) {
+	var mu sync.Mutex
+	var ended []string
+	r := newRelay(t, older, func(w http.ResponseWriter, req *http.Request) {
+		body, _ := io.ReadAll(req.Body)
+		switch req.Header.Get("ce-type") {
+		case "wsbridge.connect":
+			w.Header().Set("Ws-User", strings.TrimPrefix(req.URL.Path, "/"))
+		case "wsbridge.message":
+			w.Write(body)
+		case "wsbridge.disconnect":
+			var goodbye struct{ Code int }
+			json.Unmarshal(body, &goodbye)
+			mu.Lock()
+			ended = append(ended, fmt.Sprint(req.Header.Get("ce-userid"), " ", goodbye.Code))
+			mu.Unlock()
+		}
+	}, nil)
+	pushed, closed, wrote, left, vanished := r.dial("/pushed"), r.dial("/closed"), r.dial("/wrote"), r.dial("/left"), r.dial("/vanished")
+	pinging := r.config
+	r.next() // the last may not have been at rest yet
+	for range 3 {
+		r.next()
+		if n := parkedOf(r.serving.Load()); n != 5 {
+			t.Fatalf("%d connections are parked, want 5", n)
+		}
+	}
+	if answer, err := http.Post(r.pushes.URL+"/users/pushed", "text/plain", strings.NewReader("hello")); err != nil || answer.StatusCode != 202 {
+		t.Fatalf("push = %v, %v", answer, err)
+	}
+	if _, p, err := pushed.ReadMessage(); err != nil || string(p) != "hello" {
+		t.Errorf("pushed %q, %v", p, err)
+	}
+	request, _ := http.NewRequest(http.MethodDelete, r.pushes.URL+"/users/closed?code=4001", nil)
+	if answer, err := http.DefaultClient.Do(request); err != nil || answer.StatusCode >= 300 {
+		t.Fatalf("close = %v, %v", answer, err)
+	}
+	if _, _, err := closed.ReadMessage(); !websocket.IsCloseError(err, 4001) {
+		t.Errorf("closed: %v", err)
+	}
+	closed.Close()
+	wrote.WriteMessage(1, []byte("echo"))
+	if _, p, err := wrote.ReadMessage(); err != nil || string(p) != "echo" {
+		t.Errorf("answered %q, %v", p, err)
+	}
+	left.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(4002, ""), time.Now().Add(patience))
+	if _, _, err := left.ReadMessage(); !websocket.IsCloseError(err, 4002) {
+		t.Errorf("left: %v", err)
+	}
+	left.Close()
+	vanished.UnderlyingConn().Close()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		mu.Lock()
+		slices.Sort(ended)
+		done := slices.Equal(ended, []string{"closed 4001", "left 4002", "vanished 1006"})
+		mu.Unlock()
+		if done {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("disconnect events %q", ended)
+		}
+	}
+
+	// A heartbeat's ping is due at once.
+	r.config.PingInterval = time.Millisecond
+	pinged := make(chan struct{}, 1000)
+	wrote.SetPingHandler(func(string) error { pinged <- struct{}{}; return nil })
+	go wrote.ReadMessage()
+	r.next()
+	<-pinged
+	r.config = pinging
+	r.next()
+	wrote.Close()
+	pushed.Close()
+}
+
+// TestAMessageThatFindsNoRoomComesThrough lets a receive buffer be full before a message is there. That happens where the kernel keeps more with the bytes than they
+// are, as with segments that come a second time; here the buffer is smaller than it was. One that may grow keeps all of the message.
+func TestAMessageThatFindsNoRoomComesThrough(t *testing.T) {
+	t.Run("the buffer grows", func(t *testing.T) { findsNoRoom(t, false, mostBuffer) })
+	onKernels(t, func(t *testing.T, older bool) { findsNoRoom(t, older, 0) })
+}
+
+func findsNoRoom(t *testing.T, older bool, most int) {
+	r := newRelay(t, older, func(w http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("ce-type") == "wsbridge.message" {
+			body, _ := io.ReadAll(req.Body)
+			w.Write(body)
+		}
+	}, nil)
+	c := r.dial("/")
+	for end := time.Now().Add(patience); parkedOf(r.serving.Load()) != 1; time.Sleep(time.Millisecond) { // its client knows that it is open before that
+		if time.Now().After(end) {
+			t.Fatal("the connection is not parked")
+		}
+	}
+	for _, c := range r.serving.Load().registry.members(target{kind: toAll}) {
+		c.mu.Lock()
+		c.unpark()
+		c.socket.raw.Control(func(fd uintptr) { receiveBuffer(int(fd), 8<<10) })
+		c.socket.held.most = most
+		c.mu.Unlock()
+	}
+	for i := range 3 {
+		text := strings.Repeat(fmt.Sprint(i), 60_000)
+		if err := c.WriteMessage(websocket.TextMessage, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if _, p, err := c.ReadMessage(); err != nil || string(p) != text {
+			t.Fatalf("answered %d bytes, %v", len(p), err)
+		}
+	}
+	for _, c := range r.serving.Load().registry.members(target{kind: toAll}) {
+		if large := c.kept.slot.Large.Load() > 1; large != (most == 0) { // 1 is what came with the handshake
+			t.Errorf("messages were taken out of the buffer: %t, where it may grow to %d", large, most)
+		}
+	}
+	r.next() // it is as others are behind them
+	r.finish()
+	if err := c.WriteMessage(websocket.TextMessage, []byte("behind")); err != nil {
+		t.Fatal(err)
+	}
+	if _, p, err := c.ReadMessage(); err != nil || string(p) != "behind" {
+		t.Fatalf("answered %q, %v", p, err)
+	}
+}
+
+// TestAWorkerThatServesAgainGivesNoSlotToTwo lets a worker take over free slots from one that is dead, be succeeded by another, which uses them, and serve again.
+func TestAWorkerThatServesAgainGivesNoSlotToTwo(t *testing.T) {
+	r := newRelay(t, false, func(w http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("ce-type") == "wsbridge.message" {
+			io.Copy(w, req.Body)
+		}
+	}, nil)
+	var clients []*websocket.Conn
+	dial := func(n int) {
+		for range n {
+			clients = append(clients, r.dial("/"))
+		}
+	}
+	dial(5)
+	first := r.serving.Load()
+	for _, c := range clients {
+		c.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(1000, ""), time.Now().Add(patience))
+		if _, _, err := c.ReadMessage(); !websocket.IsCloseError(err, 1000) {
+			t.Fatal(err)
+		}
+	}
+	clients = nil
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if first.keeping.mu.Lock(); len(first.keeping.free) == 5 {
+			first.keeping.mu.Unlock()
+			break
+		}
+		first.keeping.mu.Unlock()
+		if time.Now().After(end) {
+			t.Fatal("the slots are not free")
+		}
+	}
+	r.next()
+	r.finish()
+	second, serial := r.serving.Load(), r.serial
+	second.Gone(serial - 1)
+	r.next()
+	dial(3)
+	r.back(second, serial)
+	dial(5)
+	r.finish() // one of the three may not have been at rest
+	for i, c := range clients {
+		text := fmt.Sprint("client ", i)
+		c.WriteMessage(websocket.TextMessage, []byte(text))
+		if _, p, err := c.ReadMessage(); err != nil || string(p) != text {
+			t.Errorf("client %d is answered %q, %v", i, p, err)
+		}
+	}
+	slots := map[uint32]bool{}
+	for _, c := range second.registry.members(target{kind: toAll}) {
+		slots[c.kept.index] = true
+	}
+	if len(slots) != len(clients) {
+		t.Errorf("%d clients have %d slots", len(clients), len(slots))
+	}
+}
+
+// TestAConnectionThatNobodyUsesIsParked lets connections fall asleep by themselves, and wakes them by everything there is.
+func TestAConnectionThatNobodyUsesIsParked(t *testing.T) { onKernels(t, idleConnectionsAreParked) }
+
+func idleConnectionsAreParked(t *testing.T, older bool) {
+	var goodbyes atomic.Int32
+	r := newRelay(t, older, func(w http.ResponseWriter, req *http.Request) {
+		switch req.Header.Get("ce-type") {
+		case "wsbridge.connect":
+			w.Header().Set("Ws-User", strings.TrimPrefix(req.URL.Path, "/"))
+			w.Header().Set("Ws-Join", "all")
+		case "wsbridge.message":
+			body, _ := io.ReadAll(req.Body)
+			fmt.Fprintf(w, "%s %s", req.Header.Get("ce-sequence"), body)
+		case "wsbridge.disconnect":
+			goodbyes.Add(1)
+		}
+	}, func(c *Config, _ *upstream.Config) { c.PingInterval = 40 * time.Millisecond })
+	r.linger = 20 * time.Millisecond
+	r.next()
+	r.finish()
+	b := r.serving.Load()
+	const clients = 8
+	var conns []*websocket.Conn
+	var pings [clients]atomic.Int64
+	for i := range clients {
+		c := r.dial(fmt.Sprint("/u", i))
+		answer := c.PingHandler()
+		c.SetPingHandler(func(data string) error { pings[i].Add(1); return answer(data) })
+		conns = append(conns, c)
+	}
+	asleep := func(want int) {
+		t.Helper()
+		for end := time.Now().Add(patience); parkedOf(b) != want; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d connections are parked, want %d", parkedOf(b), want)
+			}
+		}
+	}
+	hears := func(c *websocket.Conn, want string) {
+		t.Helper()
+		if _, p, err := c.ReadMessage(); err != nil || string(p) != want {
+			t.Fatalf("heard %q, %v, want %q", p, err, want)
+		}
+	}
+	push := func(route, text string) string {
+		t.Helper()
+		answer, err := http.Post(r.pushes.URL+route, "text/plain", strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		body, _ := io.ReadAll(answer.Body)
+		return fmt.Sprint(answer.StatusCode, " ", strings.TrimSpace(string(body)))
+	}
+	asleep(clients)
+
+	// Pings and pongs wake nobody: each client answers several, by reading.
+	var reading sync.WaitGroup
+	before := b.built.Load()
+	for i, c := range conns {
+		reading.Go(func() {
+			for range 3 {
+				hears(c, "all of you")
+			}
+			for pings[i].Load() < 20 {
+				if _, _, err := c.NextReader(); err != nil { // the push below
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 3 {
+		if got, want := push("/groups/all", "all of you"), fmt.Sprintf(`202 {"matched":%d,"queued":%[1]d,"dropped":0}`, clients); got != want {
+			t.Errorf("push = %s, want %s", got, want)
+		}
+	}
+	if got := push("/users/u1?confirm=10s", "is it there?"); !strings.HasPrefix(got, "200 ") { // by the pong of one that is parked
+		t.Errorf("confirmed push = %s", got)
+	}
+	stop := make(chan struct{})
+	go func() { // their reading ends with a message
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+				http.Post(r.pushes.URL+"/groups/all", "text/plain", strings.NewReader("on"))
+			}
+		}
+	}()
+	reading.Wait()
+	close(stop)
+	if built := b.built.Load() - before; built != 0 {
+		t.Errorf("%d connections were built for pushes, pings and pongs", built)
+	}
+	// A message, in two pieces; the sequence and the id go on.
+	for range 2 {
+		asleep(clients)
+		frame := []byte{0x81, 0x85, 0, 0, 0, 0, 'h', 'e', 'l', 'l', 'o'}
+		conns[2].UnderlyingConn().Write(frame[:3])
+		time.Sleep(5 * time.Millisecond)
+		conns[2].UnderlyingConn().Write(frame[3:])
+		for {
+			_, p, err := conns[2].ReadMessage()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text := string(p); text != "on" {
+				if text != "2 hello" && text != "3 hello" {
+					t.Errorf("answered %q", text)
+				}
+				break
+			}
+		}
+	}
+	asleep(clients)
+	// A ping, a close and a lost connection.
+	ponged := make(chan struct{}, 1)
+	conns[3].SetPongHandler(func(string) error { ponged <- struct{}{}; return nil })
+	before = b.built.Load()
+	conns[3].WriteControl(websocket.PingMessage, []byte("me"), time.Now().Add(patience))
+	go func() {
+		for {
+			if _, _, err := conns[3].ReadMessage(); err != nil { // what was pushed meanwhile
+				return
+			}
+		}
+	}()
+	<-ponged
+	if built := b.built.Load() - before; built != 0 {
+		t.Errorf("%d connections were built for a client's ping", built)
+	}
+	conns[4].WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(1000, ""), time.Now().Add(patience))
+	conns[5].UnderlyingConn().Close()
+	for end := time.Now().Add(patience); goodbyes.Load() != 2; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d disconnect events, want 2", goodbyes.Load())
+		}
+	}
+	asleep(clients - 2)
+	// A message that has to wait: the client reads nothing, and then everything.
+	big := strings.Repeat("x", 400_000)
+	for i := range 3 {
+		if got := push("/users/u6", fmt.Sprint(i, big)); !strings.HasPrefix(got, "202 ") {
+			t.Errorf("push = %s", got)
+		}
+	}
+	for i := 0; i < 3; {
+		_, p, err := conns[6].ReadMessage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(p) != "on" {
+			if string(p) != fmt.Sprint(i, big) {
+				t.Fatalf("message %d is %d bytes", i, len(p))
+			}
+			i++
+		}
+	}
+	asleep(clients - 2)
+	// And another worker takes them as they are.
+	r.next()
+	r.finish()
+	b = r.serving.Load()
+	asleep(clients - 2)
+}
+
+// parkedOf returns how many connections of the bridge nothing is built of.
+func parkedOf(b *Bridge) (n int) {
+	for _, c := range b.registry.members(target{kind: toAll}) {
+		c.mu.Lock()
+		if c.parked != 0 {
+			n++
+		}
+		c.mu.Unlock()
+	}
+	return n
 }

@@ -122,7 +122,7 @@ func start(t testing.TB, change func(*options)) *rig {
 		quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 		clientServer = &http.Server{Handler: b, ReadHeaderTimeout: o.bridge.HandshakeTimeout, MaxHeaderBytes: 16 << 10, ErrorLog: quiet}
 		clientServer.SetKeepAlivesEnabled(false)
-		pushServer = &http.Server{Handler: b.Push(http.NotFoundHandler()), ErrorLog: quiet}
+		pushServer = &http.Server{Handler: b.Push(http.NotFoundHandler(), http.NotFoundHandler()), ErrorLog: quiet}
 		servers.Go(func() { clientServer.Serve(clients) })
 		servers.Go(func() { pushServer.Serve(pushes) })
 		b.Serving()

@@ -10,6 +10,19 @@ func (b *Bridge) pingPhase() time.Duration {
 	return rand.N(b.config.PingInterval) + 1
 }
 
+// startClock begins to look after the connection's age, its silence and its pings. The lock is held.
+func (c *conn) startClock(now time.Time) {
+	c.nextPing = now.Add(c.bridge.pingPhase()).UnixNano()
+	c.schedule(now)
+}
+
+// stopClock ends that. No task of the connection runs any more but the caller.
+func (c *conn) stopClock() {
+	if c.timer != nil { // it had ended before it opened
+		c.timer.Stop()
+	}
+}
+
 // tick does what is due: a ping, or the end of a connection that is dead, idle or old.
 func (c *conn) tick() {
 	now := time.Now()
@@ -27,16 +40,29 @@ func (c *conn) tick() {
 	case config.IdleTimeout > 0 && !now.Before(c.lastUse().Add(config.IdleTimeout)):
 		why = closeIdle()
 	case now.UnixNano() >= c.nextPing:
-		c.out.ping = true
-		c.startWriter()
 		c.nextPing = now.Add(config.PingInterval).UnixNano()
+		if !c.pingAsleep(now) {
+			c.out.ping = true
+			c.startWriter()
+		}
 	}
 	if why == nil {
+		c.drowse(now)
 		c.schedule(now)
 	}
 	c.mu.Unlock()
 	if why != nil {
 		c.end(why)
+	}
+}
+
+// pong answers a ping of the client's.
+func (c *conn) pong(payload []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.out.pong(payload)
+	if !c.out.empty() {
+		c.startWriter()
 	}
 }
 
@@ -56,12 +82,23 @@ func (c *conn) schedule(now time.Time) {
 	if config.IdleTimeout > 0 {
 		next = earlier(next, c.lastUse().Add(config.IdleTimeout))
 	}
-	c.timer.Reset(max(next.Sub(now), 0))
+	if c.maySleep() {
+		drowsy := c.lastUse().Add(c.bridge.linger)
+		if !drowsy.After(now) { // it has been built just now, or could not be parked
+			drowsy = now.Add(c.bridge.linger)
+		}
+		next = earlier(next, drowsy)
+	}
+	if in := max(next.Sub(now), 0); c.timer == nil {
+		c.timer = time.AfterFunc(in, c.tick)
+	} else {
+		c.timer.Reset(in)
+	}
 }
 
 // silent reports whether nothing has come since the last ping went out, while we were reading. The lock is held.
 func (c *conn) silent() bool {
-	return c.pinged != 0 && !c.standing.Load() && c.socket.heard.Load() < c.pinged
+	return c.pinged != 0 && !c.standing.Load() && c.heard.Load() < c.pinged
 }
 
 // lastUse is when the last message came or went; a message that is being answered is use as well. The lock is held.

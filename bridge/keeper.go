@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"encoding/json"
+	"slices"
 	"sync"
 
 	"wsbridge/holder"
@@ -24,7 +25,7 @@ type keeping struct {
 	arena *holder.Arena
 
 	mu        sync.Mutex // guards the following
-	free      []uint32   // slots
+	free      []uint32   // slots, whose owner is this worker
 	suspended bool       // another worker serves: what ends or comes to rest here is released to it
 	reported  bool       // and our keeper knows: it asks for word of each
 	arriving  map[uint32]*conn
@@ -45,19 +46,24 @@ func newKeeping(k Keeper) *keeping {
 func (k *keeping) slot() *kept {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var index uint32
-	if len(k.free) == 0 || k.suspended { // what is free is another worker's then
-		var ok bool
-		if index, ok = k.table.Grow(); !ok {
+	if n := len(k.free); n > 0 {
+		index := k.free[n-1]
+		k.free = k.free[:n-1]
+		s := k.table.Slot(index)
+		s.Clear()
+		return &kept{in: k, index: index, slot: s}
+	}
+	for {
+		index, ok := k.table.Grow()
+		if !ok {
 			return nil
 		}
-	} else {
-		index = k.free[len(k.free)-1]
-		k.free = k.free[:len(k.free)-1]
+		// Another worker, which looks at all slots as it begins, may have been faster.
+		if s := k.table.Slot(index); s.Take(0, k.Serial()) {
+			s.Clear()
+			return &kept{in: k, index: index, slot: s}
+		}
 	}
-	s := k.table.Slot(index)
-	s.Clear(k.Serial())
-	return &kept{in: k, index: index, slot: s}
 }
 
 // kept is what outlives the process of one connection. Its connection's lock guards it.
@@ -198,17 +204,15 @@ func (c *conn) answered(o *owed) {
 	}
 	o.done = true
 	k := c.kept
-	var last *owed
-	for len(k.owed) > 0 && k.owed[0].done {
-		last, k.owed[0] = k.owed[0], nil
-		k.owed = k.owed[1:]
+	n := 0
+	for n < len(k.owed) && k.owed[n].done {
+		n++
 	}
-	if last == nil {
+	if n == 0 {
 		return
 	}
-	if len(k.owed) == 0 {
-		k.owed = nil
-	}
+	last := k.owed[n-1]
+	k.owed = slices.Delete(k.owed, 0, n)
 	if last.sequence == 0 {
 		last.sequence = k.slot.Progressed().Sequence.Load()
 	}
@@ -254,8 +258,7 @@ func (k *kept) put(data []byte, stage holder.Stage) bool {
 		return false // what was there before it stays
 	}
 	copy(k.in.table.Bytes(block), data)
-	old := holder.Block(k.slot.Record.Swap(uint64(block.In(stage))))
-	k.in.arena.Free(old)
+	k.in.arena.Replace(&k.slot.Record, block.In(stage))
 	return true
 }
 
@@ -305,11 +308,11 @@ func (k *kept) finish(done bool, wire []byte, lease *lease) {
 	if done {
 		k.slot.Wrote.Add(uint64(k.length))
 	}
-	k.slot.Log.Store(0)
 	if lease != nil && k.block != 0 {
+		k.slot.Log.Store(0)
 		lease.keep(k.block, wire)
 	} else {
-		k.in.arena.Free(k.block)
+		k.in.arena.Replace(&k.slot.Log, 0)
 	}
 	k.block = 0
 }
@@ -373,9 +376,8 @@ func (k *kept) free() {
 		return
 	}
 	s, in := k.slot, k.in
-	record, log := holder.Block(s.Record.Swap(0)), holder.Block(s.Log.Swap(0))
-	in.arena.Free(record)
-	in.arena.Free(log)
+	in.arena.Replace(&s.Record, 0)
+	in.arena.Replace(&s.Log, 0)
 	in.mu.Lock()
 	if in.suspended {
 		in.mu.Unlock()

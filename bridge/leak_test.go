@@ -73,7 +73,7 @@ func TestNothingIsLeftOfTenThousandConnections(t *testing.T) {
 	server.SetKeepAlivesEnabled(false)
 	go server.Serve(listener)
 	defer server.Close()
-	push := b.Push(http.NotFoundHandler())
+	push := b.Push(http.NotFoundHandler(), http.NotFoundHandler())
 	url := "ws://" + listener.Addr().String()
 
 	endings := []func(c *websocket.Conn, id string){

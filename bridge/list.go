@@ -42,8 +42,8 @@ func (c *conn) view() view {
 		Subprotocol: r.Subprotocol, Since: r.Since.UTC(), LastSeen: r.Since.UTC(),
 		MessagesIn: r.MessagesIn, MessagesOut: r.MessagesOut, BytesIn: r.BytesIn, BytesOut: r.BytesOut, Dropped: r.Dropped,
 	}
-	if c.socket != nil {
-		v.LastSeen = time.Unix(0, c.socket.heard.Load()).UTC()
+	if heard := c.heard.Load(); heard != 0 {
+		v.LastSeen = time.Unix(0, heard).UTC()
 	}
 	for _, f := range c.out.messages {
 		v.Queue.Messages += f.messages

@@ -3,8 +3,11 @@ package bridge
 import (
 	"errors"
 	"io"
+	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Reading from a socket that outlives this process leaves what is read in the kernel's buffer, until the message it belongs to is done with: the
@@ -17,6 +20,7 @@ type look struct {
 	kept    *kept
 	kernel  bool // it remembers where we look (SO_PEEK_OFF; Linux 6.9 for TCP)
 	budget  int64
+	most    int // bytes that the socket's buffer may grow to
 	dropped atomic.Int64
 	run     func(fd uintptr) bool
 	into    []byte
@@ -38,6 +42,8 @@ const (
 	mostAhead = 200 << 10
 	// headers is room for those of a message's frames.
 	headers = 4 << 10
+	// mostBuffer is how far a socket's buffer grows for a message that does not fit in otherwise, in bytes, if the kernel allows it (net.core.rmem_max).
+	mostBuffer = 1 << 20
 	// bufferShare is how much of a socket's buffer that may be. The buffer also holds what the kernel keeps with the bytes, about as much; full, it would
 	// stop the client in the middle of a message.
 	bufferShare = 7.0 / 16
@@ -46,6 +52,9 @@ const (
 // read looks at what comes next in the client's stream.
 func (s *socket) look(p []byte) (int, error) {
 	l := s.held
+	if s.owner.bounded || !s.guard.atRest() {
+		s.owner.expectMore()
+	}
 	for {
 		if l.shut.Load() {
 			return 0, errHanded
@@ -65,6 +74,9 @@ func (s *socket) look(p []byte) (int, error) {
 	}
 	l.into, l.n, l.err = p, 0, nil
 	err := s.raw.Read(l.run)
+	for errors.Is(err, os.ErrDeadlineExceeded) && s.owner.stalled() {
+		err = s.raw.Read(l.run)
+	}
 	l.into = nil
 	if err == nil {
 		err = l.err
@@ -91,6 +103,14 @@ func (l *look) once(fd uintptr) bool {
 		l.mu.Unlock()
 	}
 	return !again
+}
+
+// stop ends the looking, and returns when nobody looks.
+func (l *look) stop() {
+	l.shut.Store(true)
+	for l.busy.Load() { // a look takes as long as a system call
+		runtime.Gosched()
+	}
 }
 
 // drop takes what is before the position out of the socket's buffer: it is done with. The connection's lock is held.
@@ -146,6 +166,66 @@ func (c *conn) makeRoom() bool {
 	return true
 }
 
+// stallTime is how long the rest of a message may take to come until it is looked whether its client can write it at all. What the kernel keeps with
+// the bytes depends on the pieces that they come in, and may be several times as much as the bytes: then a buffer is full before its message is there.
+const stallTime = 50 * time.Millisecond
+
+// expectMore bounds how long the reader waits in the middle of a message.
+func (c *conn) expectMore() {
+	s := c.socket
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx.Err() != nil {
+		return // behind the end the deadline is another one
+	}
+	if c.kept.large {
+		s.drop(s.guard.within())
+	}
+	if c.bounded = !s.guard.atRest(); c.bounded {
+		s.Conn.SetReadDeadline(time.Now().Add(stallTime))
+	} else {
+		s.Conn.SetReadDeadline(time.Time{})
+	}
+}
+
+// stalled makes room for the rest of a message that has none, in a larger buffer or by dropping what has come of it, and reports whether that is why the reader has been woken. Nobody can ask a unix socket
+// whether there is room: there it is every message that takes its time.
+func (c *conn) stalled() bool {
+	s, k := c.socket, c.kept
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.drowsy.Load() {
+		if !s.awaiting { // gorilla would take it for the end
+			c.goOnWaiting()
+		}
+		return !s.awaiting
+	}
+	if c.ctx.Err() != nil {
+		return false
+	}
+	full, grown := true, false
+	if k.tcp {
+		s.raw.Control(func(fd uintptr) {
+			if full = bufferFull(int(fd)); full {
+				grown = growBuffer(int(fd), s.held.most)
+			}
+		})
+	}
+	if !full { // it becomes so only by what comes, and that wakes the reader
+		s.Conn.SetReadDeadline(time.Time{})
+		return true
+	}
+	if !grown && len(k.owed) == 0 && !c.handing {
+		if !k.large {
+			k.large = true
+			k.slot.Large.Store(uint64(s.guard.current()) + 1)
+		}
+		s.drop(s.guard.within())
+	}
+	s.Conn.SetReadDeadline(time.Now().Add(stallTime))
+	return true
+}
+
 // tidy drops control frames that have been dealt with and that no message stands before.
 func (c *conn) tidy() {
 	s := c.socket
@@ -188,7 +268,7 @@ func (s *socket) keep(k *kept, largest int64) error {
 
 // newLook returns how the socket of a connection is looked at whose largest message has that many bytes.
 func newLook(k *kept, largest int64) *look {
-	return &look{kept: k, budget: min(max(largest, lookAhead), mostAhead) + headers}
+	return &look{kept: k, budget: min(max(largest, lookAhead), mostAhead) + headers, most: mostBuffer}
 }
 
 // prepare sets the socket's options for looking, from where it is dropped to plus so many bytes.

@@ -137,6 +137,27 @@ func positions(fd int) (received, written uint64, tcp bool) {
 	}
 }
 
+// bufferFull reports whether so much of a TCP socket's receive buffer is in use that the kernel may have stopped the other side: half of it, below which it
+// always leaves a window. One that can't be asked (before Linux 4.12) is taken for full.
+func bufferFull(fd int) bool {
+	var memory [9]uint32 // SK_MEMINFO_RMEM_ALLOC, SK_MEMINFO_RCVBUF, …
+	size := uint32(unsafe.Sizeof(memory))
+	_, _, failure := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO, uintptr(unsafe.Pointer(&memory)), uintptr(unsafe.Pointer(&size)), 0)
+	return failure != 0 || memory[0] > memory[1]/2
+}
+
+// growBuffer doubles the socket's receive buffer, up to that size. It reports whether it has grown.
+func growBuffer(fd, most int) bool {
+	size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	return err == nil && size < most && receiveBuffer(fd, min(2*size, most)/2) > size
+}
+
+// countsBytes reports whether the kernel counts a socket's bytes: it is one of TCP.
+func countsBytes(fd int) bool {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	return err == nil && domain != unix.AF_UNIX
+}
+
 // lookFrom makes the kernel remember where we look, beginning behind so many bytes. It returns false where it can't.
 func lookFrom(fd, ahead int) bool {
 	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, ahead) == nil
@@ -158,26 +179,31 @@ func (connected) LocalAddr() net.Addr { return nil }
 // RemoteAddr returns nil: the client's address is in its record.
 func (connected) RemoteAddr() net.Addr { return nil }
 
-// resumed returns the socket that the descriptor stands for, which it owns.
-func resumed(fd int) (net.Conn, syscall.RawConn, error) {
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, nil, err
-	}
+// resumed returns the socket that the descriptor stands for, which it owns. It does not block: that is a property of the socket, not of the descriptor. One that
+// can't be waited for is ended.
+func resumed(fd int) (net.Conn, syscall.RawConn) {
 	file := os.NewFile(uintptr(fd), "client")
 	raw, err := file.SyscallConn()
+	if err == nil {
+		err = file.SetDeadline(time.Time{})
+	}
 	if err != nil {
-		return nil, nil, err
+		unix.Shutdown(fd, unix.SHUT_RDWR)
 	}
-	if err := file.SetDeadline(time.Time{}); err != nil { // one that can't be waited for
-		return nil, nil, err
-	}
-	return connected{file}, raw, nil
+	return connected{file}, raw
 }
 
 // closeKept ends a connection of which nothing is to go on.
 func closeKept(fd int) {
 	unix.Shutdown(fd, unix.SHUT_RDWR)
 	unix.Close(fd)
+}
+
+// duplicate returns another descriptor of the socket, or one below 0.
+func duplicate(raw syscall.RawConn) (fd int) {
+	fd = -1
+	raw.Control(func(of uintptr) { fd, _ = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
+	return fd
 }
 
 // closeDuplicate closes a descriptor of a socket that goes on.

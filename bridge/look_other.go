@@ -25,12 +25,20 @@ func dropBytes(int, int, bool) {}
 
 func positions(int) (received, written uint64, tcp bool) { return 0, 0, false }
 
+func countsBytes(int) bool { return false }
+
 func lookFrom(int, int) bool { return false }
 
 func receiveBuffer(int, int) int { return 0 }
 
-func resumed(int) (net.Conn, syscall.RawConn, error) { return nil, nil, errors.ErrUnsupported }
+func resumed(int) (net.Conn, syscall.RawConn) { return nil, nil }
 
 func closeKept(int) {}
 
 func closeDuplicate(int) {}
+
+func bufferFull(int) bool { return true }
+
+func growBuffer(int, int) bool { return false }
+
+func duplicate(syscall.RawConn) int { return -1 }

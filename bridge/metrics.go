@@ -1,9 +1,12 @@
 package bridge
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"wsbridge/holder"
 )
 
 // metrics count at the doors. Labels come from closed sets of ours: codes that a client or the backend chose are not labels.
@@ -16,6 +19,7 @@ type metrics struct {
 	pushes   *prometheus.CounterVec // by verdict
 	dropped  *prometheus.CounterVec // by reason
 	resumed  *prometheus.CounterVec // by result
+	goOn     prometheus.Counter     // of resumed
 
 	lost              map[loss]prometheus.Counter // of dropped: a look-up by label takes as long as a drop
 	in, out           prometheus.Counter
@@ -36,6 +40,8 @@ func newMetrics(registry prometheus.Registerer, b *Bridge) *metrics {
 		dropped:  counter("wsbridge_dropped_total", "Messages and disconnect events that were dropped, by reason.", "reason"),
 	}
 	m.resumed = counter("wsbridge_connections_resumed_total", "Connections taken over from another worker: resumed, closed, ended (while no worker had them); repeated: events that are posted again.", "result")
+	m.goOn = m.resumed.WithLabelValues("resumed")
+	m.begin()
 	m.lost = map[loss]prometheus.Counter{}
 	for _, why := range []loss{lossSlow, lossExpired, lossCollapsed, lossGone} {
 		m.lost[why] = m.dropped.WithLabelValues(string(why))
@@ -46,6 +52,10 @@ func newMetrics(registry prometheus.Registerer, b *Bridge) *metrics {
 		registry.MustRegister(m.accepted, m.messages, m.bytes, m.closes, m.refused, m.pushes, m.dropped, m.resumed, starts{b},
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_connections", Help: "Connections open or opening."},
 				func() float64 { return float64(b.registry.count()) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_connections_parked", Help: "Connections that nobody uses, of which little is in memory."},
+				func() float64 { return float64(b.parking.parked()) }),
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "wsbridge_connections_built_total", Help: "Parked connections that were built again, since somebody used them."},
+				func() float64 { return float64(b.built.Load()) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_goodbyes_waiting", Help: "Disconnect events that the backend has not taken yet."},
 				func() float64 { return float64(b.goodbyes.count()) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_queue_bytes", Help: "Bytes that wait to be written to clients."},
@@ -54,10 +64,32 @@ func newMetrics(registry prometheus.Registerer, b *Bridge) *metrics {
 	return m
 }
 
+// closeCodes are those that are counted by themselves.
+var closeCodes = []int{1000, 1001, 1002, 1007, 1008, 1009, 1011, 1012, 1013, 3000, 3003, 3008}
+
+// begin makes every series known from the beginning: the rate of one that appears with its first event lacks that.
+func (m *metrics) begin() {
+	for counter, labels := range map[*prometheus.CounterVec][]string{
+		m.closes: {byClient, byBackend},
+		m.refused: {string(gatePath), string(gateUpgrade), string(gateDraining), string(gateConnections), string(gateAddress), string(gateRate), string(gateOrigin),
+			string(gateBackend)},
+		m.pushes:  {"queued", "confirmed", "unconfirmed", "gone", "opening", "too_large"},
+		m.dropped: {"goodbye"},
+		m.resumed: {"resumed", "closed", "ended", "repeated"},
+	} {
+		for _, label := range labels {
+			counter.WithLabelValues(label)
+		}
+	}
+	for _, code := range closeCodes {
+		m.closes.WithLabelValues(strconv.Itoa(code))
+	}
+}
+
 // starts are how many workers have been told to serve, by cause.
 type starts struct{ bridge *Bridge }
 
-var startsDesc = prometheus.NewDesc("wsbridge_worker_starts_total", "Workers that were told to serve, by cause: start, reload, crash, hang.", []string{"cause"}, nil)
+var startsDesc = prometheus.NewDesc("wsbridge_worker_starts_total", "Workers that were told to serve, by cause: start, reload, crash, hang, reload failed.", []string{"cause"}, nil)
 
 // Describe describes the metric.
 func (s starts) Describe(c chan<- *prometheus.Desc) { c <- startsDesc }
@@ -68,8 +100,8 @@ func (s starts) Collect(c chan<- prometheus.Metric) {
 	if counts == nil {
 		return
 	}
-	for cause, n := range *counts {
-		c <- prometheus.MustNewConstMetric(startsDesc, prometheus.CounterValue, float64(n), cause)
+	for _, cause := range []string{holder.CauseStart, holder.CauseReload, holder.CauseCrash, holder.CauseHang, holder.CauseReloadFailed} {
+		c <- prometheus.MustNewConstMetric(startsDesc, prometheus.CounterValue, float64((*counts)[cause]), cause)
 	}
 }
 
@@ -85,8 +117,7 @@ func (m *metrics) sent(messages, bytes int) {
 
 func (m *metrics) ended(why *Close) {
 	label := byBackend
-	switch why.Code {
-	case 1000, 1001, 1002, 1007, 1008, 1009, 1011, 1012, 1013, 3000, 3003, 3008:
+	if slices.Contains(closeCodes, why.Code) {
 		label = strconv.Itoa(why.Code)
 	}
 	if why.By == byClient {

@@ -69,7 +69,7 @@ func TestEveryMessageReachesTheMembersOfItsGroup(t *testing.T) {
 	server.SetKeepAlivesEnabled(false)
 	go server.Serve(listener)
 	defer server.Close()
-	push := b.Push(http.NotFoundHandler())
+	push := b.Push(http.NotFoundHandler(), http.NotFoundHandler())
 	call := func(method, path, body string) int {
 		r := httptest.NewRequest(method, path, strings.NewReader(body))
 		r.Host = "localhost"

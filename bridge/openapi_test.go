@@ -204,7 +204,7 @@ func inProvocation(t *testing.T, token string, test func(p *provoker)) {
 		}
 	}, func(b *bubble) {
 		p := &provoker{bubble: b, ids: map[string]string{}}
-		p.push = b.Bridge.Push(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "up 1\n") }))
+		p.push = b.Bridge.Push(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "up 1\n") }), http.NotFoundHandler())
 		test(p)
 		close(held)
 		b.Drain(time.Minute, false)

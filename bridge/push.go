@@ -46,8 +46,8 @@ func (b *Bridge) routes() map[string]http.HandlerFunc {
 	}
 }
 
-// Push returns the handler of the push side: what the backend and the operator may call. The metrics handler is served at /metrics.
-func (b *Bridge) Push(metrics http.Handler) http.Handler {
+// Push returns the handler of the push side: what the backend and the operator may call. The metrics handler is served at /metrics, the page at /.
+func (b *Bridge) Push(metrics, page http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	for pattern, handler := range b.routes() {
 		mux.HandleFunc(pattern, handler)
@@ -55,6 +55,7 @@ func (b *Bridge) Push(metrics http.Handler) http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", b.ready)
 	mux.Handle("GET /metrics", metrics)
+	mux.Handle("GET /{$}", page)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)

@@ -168,7 +168,7 @@ func TestABadPushGetsAProblemThatNamesTheField(t *testing.T) {
 			{"POST", "/connections/", "", "x", 404, ""},
 			{"POST", "/connections//", "", "x", 404, ""},
 			{"POST", "//connections/" + id, "", "x", 404, ""},
-			{"POST", "/", "", "x", 404, ""},
+			{"POST", "/", "", "x", 405, ""},
 			{"POST", "/connections/../connections/" + id, "", "x", 404, ""},
 			{"GET", "/./connections", "", "", 404, ""},
 			{"PUT", "/connections/" + id, "", "x", 405, ""},

@@ -24,6 +24,12 @@ const maxScratch = 64 << 10
 func (c *conn) serve() {
 	for {
 		c.socket.await()
+		if c.drowsy.Load() {
+			if c.fallsAsleep() {
+				return
+			}
+			continue
+		}
 		kind, r, err := c.ws.NextReader()
 		if !c.next(kind, r, err) {
 			return
@@ -95,7 +101,7 @@ func (c *conn) take(m message) *Close {
 	c.inboxBytes += m.cost()
 	if !c.forwarding {
 		c.forwarding = true
-		c.tasks.Go(c.forward)
+		c.bridge.crew.forward(c)
 	}
 	return nil
 }
@@ -203,7 +209,7 @@ func (c *conn) room(held int64) int64 {
 func (c *conn) stand() { c.standing.Store(true) }
 
 func (c *conn) goOn() {
-	c.socket.heard.Store(time.Now().UnixNano())
+	c.heard.Store(time.Now().UnixNano())
 	c.standing.Store(false)
 }
 

@@ -79,6 +79,13 @@ func (g *registry) members(t target) []*conn {
 	return slices.AppendSeq(make([]*conn, 0, len(g.open)), maps.Values(g.open))
 }
 
+// all returns the connections that are open, opening or parting.
+func (g *registry) all() []*conn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.AppendSeq(slices.Collect(maps.Values(g.open)), maps.Keys(g.parting))
+}
+
 // reserve counts a connection before it exists. It returns the gate that refuses it, or none.
 func (g *registry) reserve(key netip.Prefix, total, perAddress int) gate {
 	g.mu.Lock()
@@ -114,6 +121,15 @@ func (g *registry) giveBack(key netip.Prefix) {
 	g.held--
 	if g.addresses[key]--; g.addresses[key] == 0 {
 		delete(g.addresses, key)
+	}
+}
+
+// expect makes room for so many connections, which come at once.
+func (g *registry) expect(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.open) == 0 {
+		g.open = make(map[string]*conn, n)
 	}
 }
 

@@ -32,22 +32,17 @@ func (b *Bridge) take(conns []holder.Conn) {
 // connections.
 func (b *Bridge) takeRest(lost func(s *holder.Slot) bool) {
 	k := b.keeping
-	known := make(map[uint32]bool)
-	k.mu.Lock()
-	for _, index := range k.free {
-		known[index] = true
-	}
-	k.mu.Unlock()
 	var free []uint32
 	for i := range k.table.Used() {
 		slot := k.table.Slot(i)
-		if slot.Has(k.Serial()) || !lost(slot) || known[i] {
+		owner := slot.Owner.Load()
+		if owner == k.Serial() || !lost(slot) {
 			continue
 		}
-		if holder.Block(slot.Record.Load()).Stage() == holder.StageFree {
-			free = append(free, i)
-		} else {
+		if holder.Block(slot.Record.Load()).Stage() != holder.StageFree {
 			b.takeOne(holder.Conn{Slot: i, Gen: slot.Gen.Load(), Fd: -1})
+		} else if slot.Take(owner, k.Serial()) {
+			free = append(free, i)
 		}
 	}
 	k.mu.Lock()
@@ -109,7 +104,7 @@ func (b *Bridge) takeOne(conn holder.Conn) {
 	slot := k.table.Slot(conn.Slot)
 	if slot.Gen.Load() != conn.Gen {
 		if conn.Fd >= 0 {
-			closeKept(conn.Fd)
+			go finishKept(conn.Fd) // the slot has another connection by now: this one had said goodbye
 		}
 		return
 	}
@@ -139,7 +134,10 @@ func (b *Bridge) takeOne(conn holder.Conn) {
 			return
 		}
 	}
-	if conn.Fd >= 0 {
+	switch {
+	case conn.Fd >= 0 && (stage == holder.StageOwed || stage == holder.StageFree):
+		go finishKept(conn.Fd) // its client may not have read all yet
+	case conn.Fd >= 0:
 		closeKept(conn.Fd)
 	}
 	if expected != nil {
@@ -182,16 +180,22 @@ func (k *kept) opening(fd int) holder.Stage {
 // unreadable ends a connection whose record another version has written.
 func (b *Bridge) unreadable(k *kept, fd int) {
 	if k.slot.Log.Load() == 0 && k.slot.Ended.Load() == 0 {
-		if conn, _, err := resumed(fd); err == nil {
-			conn.SetWriteDeadline(time.Now().Add(time.Second))
-			conn.Write(controlFrame(nil, opClose, closeRestarting(nil).body()))
-			conn.Close()
-			k.free()
-			return
-		}
+		conn, _ := resumed(fd)
+		conn.SetWriteDeadline(time.Now().Add(time.Second))
+		conn.Write(controlFrame(nil, opClose, closeRestarting(nil).body()))
+		conn.Close()
+		k.free()
+		return
 	}
 	closeKept(fd)
 	k.free()
+}
+
+// finishKept closes a connection of which all has been said.
+func finishKept(fd int) {
+	raw, control := resumed(fd)
+	s := &socket{Conn: heldConn{raw, control}}
+	s.finish(closeWait)
 }
 
 // vanished forgets a connection that was to arrive, and has ended where it was.
@@ -238,8 +242,9 @@ func (b *Bridge) farewell(k *kept, why *Close) {
 // countSent counts the messages that an earlier worker had sent to the backend and that nobody answers any more.
 func (c *conn) countSent() {
 	slot, r := c.kept.slot, &c.record
-	if sent := slot.Sent.Load(); c.kept.stage() == holder.StageOpen && int64(slot.Posted.Load()) > r.Position && sent > r.Sequence {
-		r.Position = int64(slot.Posted.Load())
+	done := slot.Progressed().Done.Load() // and not the position, which may be behind what was let go
+	if posted, sent := slot.Posted.Load(), slot.Sent.Load(); c.kept.stage() == holder.StageOpen && posted > done && sent > r.Sequence {
+		r.Position = max(r.Position, int64(posted))
 		r.MessagesIn += sent - r.Sequence
 		r.Sequence = sent
 	}
@@ -256,45 +261,32 @@ func (c *conn) recount() {
 
 // resume goes on with a connection where its worker has left it. It may have been killed anywhere.
 func (b *Bridge) resume(k *kept, rec record, fd int, c *conn) {
-	raw, control, err := resumed(fd)
-	if err != nil || c == nil && !b.accepting() {
-		if err == nil {
-			raw.Close()
-		} else {
-			closeKept(fd)
-		}
-		b.farewell(k, closeVanished(err))
+	arrived := c != nil
+	if !arrived && !b.accepting() {
+		closeKept(fd)
+		b.farewell(k, closeVanished(nil))
 		return
 	}
-	arrived := c != nil
-	if arrived {
-		c.mu.Lock()
-		b.registry.forget(c)
-		c.record = rec
-		c.mu.Unlock()
-	} else {
+	b.upgraded.Add(1)
+	if !arrived {
+		b.registry.reserve(rec.key(), 1<<31-1, 0)
 		c = b.newConn(rec)
 	}
-	b.upgraded.Add(1)
-	s := &socket{Conn: raw, raw: control, upgraded: true, owner: c}
-	s.heard.Store(time.Now().UnixNano())
-	s.buffer = bufio.NewReaderSize(s, readBuffer)
-
 	c.mu.Lock()
-	c.kept, c.socket, c.accepted = k, s, true
-	at := k.examine(fd)
-	c.recount()
-	l := newLook(k, b.config.MaxMessage)
-	k.tcp = at.tcp
-	s.hold(l, at.dropped)
-	if at.done > at.dropped { // answered, and not dropped yet
-		s.drop(at.done)
-		at.dropped = at.done
+	if arrived {
+		b.registry.forget(c)
+		c.record = rec
 	}
-	s.guard.offset = max(at.done, at.answering, at.dropped)
-	control.Control(func(fd uintptr) { l.prepare(int(fd), s.guard.offset-at.dropped) })
-	c.record.Position = s.guard.offset
-	k.posted, k.attempt = int64(k.slot.Posted.Load()), int(k.slot.Attempt.Load())
+	c.kept, c.accepted = k, true
+	c.recount()
+	c.lastMessage.Store(time.Now().UnixNano()) // it is not known; a client is not to be idle for our sake
+	if !arrived && c.park(fd) {
+		b.registry.enroll(c)
+		c.mu.Unlock()
+		b.metrics.goOn.Inc()
+		return
+	}
+	at := c.adopt(fd)
 	if at.rest != nil {
 		c.goOnWriting(at)
 	}
@@ -305,10 +297,6 @@ func (b *Bridge) resume(k *kept, rec record, fd int, c *conn) {
 			why = c.why
 		}
 		c.why = nil
-	} else {
-		c.mu.Unlock()
-		b.registry.reserve(rec.key(), 1<<31-1, 0)
-		c.mu.Lock()
 	}
 	b.registry.enroll(c)
 	changes := c.changes
@@ -318,21 +306,50 @@ func (b *Bridge) resume(k *kept, rec record, fd int, c *conn) {
 	for _, change := range changes {
 		change()
 	}
-	c.attach(b.upgradeAgain(s, rec.Window > 0))
+	c.attach(b.upgradeAgain(c.socket, rec.Window > 0))
 	c.opened()
-	if why != nil {
+	switch {
+	case why != nil:
 		b.metrics.resumed.WithLabelValues("closed").Inc()
 		c.mu.Lock()
 		c.countSent()
 		c.mu.Unlock()
 		c.end(why)
-	} else {
-		b.metrics.resumed.WithLabelValues("resumed").Inc()
-	}
-	if int64(k.slot.Posted.Load()) > max(at.done, at.answering) && why == nil {
+	case int64(k.slot.Posted.Load()) > max(at.done, at.answering):
 		b.metrics.resumed.WithLabelValues("repeated").Inc()
+		fallthrough
+	default:
+		b.metrics.goOn.Inc()
 	}
 	go c.serve()
+}
+
+// adopt makes the socket that the descriptor stands for the connection's, and finds out where it stands. The lock is held.
+func (c *conn) adopt(fd int) place {
+	at := c.kept.examine(fd)
+	c.recount()
+	c.adoptAt(fd, at)
+	return at
+}
+
+// adoptAt makes the socket that the descriptor stands for the connection's, where it is known where it stands. The lock is held.
+func (c *conn) adoptAt(fd int, at place) {
+	c.heard.Store(time.Now().UnixNano())
+	raw, control := resumed(fd)
+	s := &socket{Conn: raw, raw: control, upgraded: true, owner: c}
+	s.buffer = bufio.NewReaderSize(s, readBuffer)
+	c.socket = s
+	k := c.kept
+	l := newLook(k, c.bridge.config.MaxMessage)
+	k.tcp = at.tcp
+	s.hold(l, at.dropped)
+	if at.done > at.dropped { // answered, and not dropped yet
+		s.drop(at.done)
+	}
+	s.guard.offset = max(at.done, at.answering, at.dropped)
+	control.Control(func(fd uintptr) { l.prepare(int(fd), s.guard.offset-l.dropped.Load()) })
+	c.record.Position = s.guard.offset
+	k.posted, k.attempt = int64(k.slot.Posted.Load()), int(k.slot.Attempt.Load())
 }
 
 // place is where a connection stands that a worker has left.
@@ -353,11 +370,11 @@ type place struct {
 // and done again. Most connections were at rest, and the kernel need not be asked.
 func (k *kept) examine(fd int) place {
 	slot := k.slot
-	at := place{tcp: true, said: slot.Ended.Load()&endedSaid != 0}
+	at := place{tcp: countsBytes(fd), said: slot.Ended.Load()&endedSaid != 0}
 	from, to, log := slot.DropFrom.Load(), slot.DropTo.Load(), holder.Block(slot.Log.Load())
 	received, written := to, slot.Wrote.Load()
 	if from != to || log != 0 {
-		received, written, at.tcp = positions(fd)
+		received, written, _ = positions(fd)
 	}
 	dropped := to
 	switch {
@@ -386,7 +403,7 @@ func (k *kept) examine(fd int) place {
 	case !at.tcp || sent > uint64(len(wire))+1: // our FIN counts as well
 		at.torn = true
 	case sent >= uint64(len(wire)):
-		if wire[0]&0x0f == opClose {
+		if wire[0] == finBit|opClose { // and not the H of a 101
 			at.said = true
 			k.said()
 		}
@@ -395,8 +412,7 @@ func (k *kept) examine(fd int) place {
 			at.done = int64(entry.Done)
 		}
 		slot.Wrote.Store(entry.Wrote + uint64(len(wire)))
-		slot.Log.Store(0)
-		k.in.arena.Free(log)
+		k.in.arena.Replace(&slot.Log, 0)
 	default:
 		at.entry, at.wire, at.rest = entry, wire, wire[sent:]
 		k.block, k.length = log, len(wire)

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -30,11 +29,11 @@ type socket struct {
 	upgraded bool
 	err      error // of the last read, when it failed
 	guard    guard
-	broken   error // the rule that the client's next frame breaks
-	heard    atomic.Int64
+	broken   error           // the rule that the client's next frame breaks
 	raw      syscall.RawConn // of the socket; nil where there is something else between, such as TLS
 	owner    *conn           // hears of pongs
 	held     *look           // how it is read where it outlives this process; or nil
+	awaiting bool            // the reader waits where it can be called away
 }
 
 // takeOver hijacks the request's connection.
@@ -52,7 +51,6 @@ func takeOver(w http.ResponseWriter, window int) (*socket, *bufio.ReadWriter, er
 		s.early = make([]byte, n)
 		io.ReadFull(brw.Reader, s.early) // it is buffered: it can't fail
 	}
-	s.heard.Store(time.Now().UnixNano())
 	if holder, ok := raw.(syscall.Conn); ok {
 		s.raw, _ = holder.SyscallConn() // without it the writer writes
 	}
@@ -105,12 +103,17 @@ func (s *socket) looked(p []byte, err error) (int, error) {
 	if s.err = err; len(p) == 0 {
 		return 0, err
 	}
-	s.heard.Store(time.Now().UnixNano())
+	s.owner.heard.Store(time.Now().UnixNano())
+	s.guard.calm = s.awaiting
 	n, broken := s.guard.scan(p)
 	if s.guard.echoed {
 		s.guard.echoed = false
 		s.owner.ponged(s.guard.echo)
 	}
+	for _, payload := range s.guard.asked {
+		s.owner.pong(payload)
+	}
+	s.guard.asked = nil
 	if s.broken = broken; broken != nil {
 		s.err, err = nil, nil
 	}
@@ -119,7 +122,11 @@ func (s *socket) looked(p []byte, err error) (int, error) {
 
 // await waits until there is something to read, or an error, which the next read returns. It is the place where a connection spends its
 // life: less deep in the stack than gorilla's.
-func (s *socket) await() { s.buffer.Peek(1) }
+func (s *socket) await() {
+	s.awaiting = true
+	s.buffer.Peek(1)
+	s.awaiting = false
+}
 
 // Write passes the 101 on and swallows what gorilla writes after it.
 func (s *socket) Write(p []byte) (int, error) {

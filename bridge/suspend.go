@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"net/http"
-	"runtime"
 	"slices"
 
 	"wsbridge/holder"
@@ -18,6 +17,10 @@ func (b *Bridge) Suspend(next http.RoundTripper) (posts int) {
 	b.next.Store(newSuccessor(next, b.config.PushToken))
 	k.mu.Lock()
 	k.suspended = true
+	for _, index := range k.free {
+		k.table.Slot(index).Release(k.Serial(), false)
+	}
+	k.free = nil
 	k.mu.Unlock()
 	b.pushing.Unlock()
 	b.serving.Store(false)
@@ -86,10 +89,10 @@ func (c *conn) hand() {
 		go c.end(closeRestarting(nil))
 		return
 	}
-	l := c.socket.held
-	l.shut.Store(true)
-	for l.busy.Load() { // a look takes as long as a system call
-		runtime.Gosched()
+	if c.parked != 0 {
+		c.leaveParked()
+	} else {
+		c.socket.held.stop()
 	}
 	c.handed = true
 	c.bridge.registry.forget(c)
@@ -100,8 +103,10 @@ func (c *conn) hand() {
 
 // handedOver lets go of what this worker had of the connection.
 func (c *conn) handedOver() {
-	c.timer.Stop()
-	c.socket.Conn.(heldConn).Conn.Close() // the descriptor alone: its reader ends
+	c.stopClock()
+	if c.socket != nil {
+		c.socket.Conn.(heldConn).Conn.Close() // the descriptor alone: its reader ends
+	}
 	c.bridge.upgraded.Add(-1)
 	c.mu.Lock()
 	c.over = true
@@ -109,6 +114,28 @@ func (c *conn) handedOver() {
 	c.tasks.Wait()
 	c.bridge.registry.release(c)
 	c.bridge.conns.Done()
+}
+
+// GiveBack gives a new keeper, in the place of one that has died, a duplicate of each client's socket.
+func (b *Bridge) GiveBack() {
+	for _, c := range b.registry.all() {
+		c.giveBack()
+	}
+}
+
+func (c *conn) giveBack() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.kept
+	if k == nil || !k.live || c.handed {
+		return
+	}
+	keep := func(fd uintptr) { k.in.Keep(k.index, k.slot.Gen.Load(), int(fd)) } // a link that is broken is found by who reads it
+	if c.parked != 0 {
+		keep(uintptr(c.parked))
+	} else {
+		c.socket.raw.Control(keep) // one that is closed needs no keeper
+	}
 }
 
 func (c *conn) isHanded() bool {
@@ -128,6 +155,7 @@ func (b *Bridge) Resume(conns []holder.Conn, start holder.Start) {
 	k.suspended, k.reported = false, false
 	k.mu.Unlock()
 	b.starts.Store(&start.Starts)
+	b.registry.expect(len(conns))
 	k.arena.Adopt(func(serial uint32) bool { return !slices.Contains(start.Lingering, serial) })
 	b.take(conns)
 	b.takeRest(func(s *holder.Slot) bool { return !lingers(s) })

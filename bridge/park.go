@@ -1,0 +1,220 @@
+package bridge
+
+import (
+	"time"
+)
+
+// A connection at rest needs nothing until something happens to it: it is parked. That is one that an earlier worker has left so, and one that nobody has used for a
+// while. Its record is known, so that pushes find it, and its socket is among those that one goroutine watches; it has no goroutine, no buffer and nothing of gorilla's.
+// Whatever can be done without those is: a frame that the socket takes at once is written, pings are sent and pongs taken note of. With anything else from its client,
+// a frame that has to wait or its end it is built as others are. That is what makes an idle connection small, and it a matter of milliseconds to take over ten
+// thousand.
+
+// linger is how long a connection that nobody uses any more stays built. One that is new is not: whether its client will say anything is open, and building it costs
+// little beside its handshake.
+const linger = 5 * time.Second
+
+// atRest reports whether nothing was under way on the connection.
+func (k *kept) atRest() bool {
+	slot := k.slot
+	done := slot.Progressed().Done.Load()
+	return slot.Log.Load() == 0 && slot.DropFrom.Load() == slot.DropTo.Load() && slot.Ended.Load() == 0 && slot.Posted.Load() <= done && slot.Large.Load() <= done
+}
+
+// park leaves the socket that the descriptor stands for to the common watch. It returns false where that can't be. The lock is held.
+func (c *conn) park(fd int) bool {
+	if !c.kept.atRest() || c.bridge.parking.add(fd, c) != nil {
+		return false
+	}
+	c.parked, c.kept.live = fd, true
+	c.opening = false
+	c.startClock(time.Now())
+	return true
+}
+
+// unpark builds a connection that is parked, and begins to read. The lock is held.
+func (c *conn) unpark() {
+	if c.parked == 0 {
+		return
+	}
+	fd, slot := c.parked, c.kept.slot
+	c.parked = 0
+	c.bridge.built.Add(1)
+	c.bridge.parking.remove(fd)
+	c.adoptAt(fd, place{tcp: countsBytes(fd), dropped: int64(slot.DropTo.Load() - slot.Base.Load()), done: int64(slot.Progressed().Done.Load())})
+	c.attach(c.bridge.upgradeAgain(c.socket, c.record.Window > 0))
+	c.schedule(time.Now())
+	go c.serve()
+}
+
+// leaveParked lets go of a parked connection's descriptor: another worker has the connection. The lock is held.
+func (c *conn) leaveParked() {
+	c.bridge.parking.remove(c.parked)
+	closeDuplicate(c.parked)
+	c.parked = 0
+}
+
+// maySleep reports whether the connection is one that is parked when nobody uses it, and is not. The lock is held.
+func (c *conn) maySleep() bool {
+	return c.kept != nil && c.kept.live && c.parked == 0 && !c.opening && !c.handing && c.ctx.Err() == nil
+}
+
+// isIdle reports whether nothing is under way. The lock is held.
+func (c *conn) isIdle() bool {
+	return c.pending == 0 && !c.forwarding && !c.writing && c.out.empty() && !c.bounded && c.kept.atRest()
+}
+
+// drowse calls the reader away if nobody has used the connection for a while: it parks it. The lock is held.
+func (c *conn) drowse(now time.Time) {
+	if c.maySleep() && c.isIdle() && !now.Before(c.lastUse().Add(c.bridge.linger)) {
+		c.drowsy.Store(true)
+		c.socket.Conn.SetReadDeadline(now)
+	}
+}
+
+// fallsAsleep parks the connection, if still nothing is under way. Its reader, which calls it, has nothing more to do then.
+func (c *conn) fallsAsleep() bool {
+	s := c.socket
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.handed {
+		return false
+	}
+	s.err = nil // it was the deadline, if there was something
+	c.goOnWaiting()
+	return c.lieDown()
+}
+
+// rests parks a connection that is new, if nothing is under way. Nobody reads yet.
+func (c *conn) rests() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lieDown()
+}
+
+// lieDown parks a connection that is built, if it can be. The lock is held.
+func (c *conn) lieDown() bool {
+	s := c.socket
+	if !c.maySleep() || !c.isIdle() || s.buffer.Buffered() > 0 || len(s.early) > 0 || s.broken != nil || !s.guard.atRest() || s.guard.offset != s.held.dropped.Load() {
+		return false
+	}
+	fd := duplicate(s.raw)
+	if fd < 0 {
+		return false
+	}
+	if c.bridge.parking.add(fd, c) != nil {
+		closeDuplicate(fd)
+		return false
+	}
+	s.held.stop()
+	s.Conn.(heldConn).Conn.Close() // the descriptor alone
+	c.parked, c.socket, c.ws = fd, nil, nil
+	return true
+}
+
+// goOnWaiting gives the reader, which was to be called away, the deadline that it had. The lock is held.
+func (c *conn) goOnWaiting() {
+	c.drowsy.Store(false)
+	switch {
+	case c.sealed:
+		c.socket.Conn.SetReadDeadline(time.Now().Add(closeWait))
+	case c.bounded && c.ctx.Err() == nil:
+		c.socket.Conn.SetReadDeadline(time.Now().Add(stallTime))
+	default:
+		c.socket.Conn.SetReadDeadline(time.Time{})
+	}
+}
+
+// tryWrite writes what the socket takes at once, and returns how much that was. The lock is held.
+func (c *conn) tryWrite(p []byte) int {
+	if c.parked != 0 {
+		return sendNoWait(c.parked, p)
+	}
+	return c.socket.tryWrite(p)
+}
+
+// controlAsleep sends a control frame to the client of a parked connection, which is built where the frame has to wait. It reports whether the frame is out. The lock is
+// held.
+func (c *conn) controlAsleep(opcode byte, payload []byte) bool {
+	if c.parked == 0 {
+		return false
+	}
+	n := c.writeAtOnce(frame{wire: controlFrame(nil, opcode, payload), control: true}, time.Time{}, nil)
+	if n == 0 {
+		c.unpark()
+	} else if !c.out.empty() {
+		c.startWriter()
+	}
+	return n > 0
+}
+
+// pingAsleep pings the client of a parked connection. It reports whether the ping is out. The lock is held.
+func (c *conn) pingAsleep(now time.Time) bool {
+	if !c.controlAsleep(opPing, c.heartbeat()) {
+		return false
+	}
+	if !c.silent() { // the first ping without an answer counts
+		c.pinged = now.UnixNano()
+	}
+	return true
+}
+
+// stirs takes note of what has come from the client of a parked connection: pongs, which say that it lives, pings, which are answered, or something for which it is
+// built.
+func (c *conn) stirs() {
+	var buffer [64]byte
+	c.mu.Lock()
+	if c.parked == 0 {
+		c.mu.Unlock()
+		return
+	}
+	slot := c.kept.slot
+	from := slot.DropTo.Load()
+	if !c.bridge.keeping.old {
+		lookFrom(c.parked, 0) // a dead worker may have looked further
+	}
+	n, nothing, err := lookAt(c.parked, buffer[:])
+	pongs, ping, others := heartbeatsIn(buffer[:n])
+	if !nothing && (n == 0 || n == len(buffer) || others || err != nil) {
+		c.unpark()
+		c.mu.Unlock()
+		return
+	}
+	if n > 0 {
+		slot.DropTo.Store(from + uint64(n))
+		dropBytes(c.parked, n, countsBytes(c.parked))
+		slot.DropFrom.Store(from + uint64(n))
+		c.heard.Store(time.Now().UnixNano())
+	}
+	if ping != nil && !c.controlAsleep(opPong, ping) {
+		c.out.pong(ping)
+		c.startWriter()
+	}
+	if c.parked != 0 && !c.bridge.parking.again(c.parked) {
+		c.unpark()
+	}
+	c.mu.Unlock()
+	for _, pong := range pongs {
+		c.ponged(pong)
+	}
+}
+
+// heartbeatsIn returns the payloads of eight bytes among those of the pongs in p, that of the last ping, or nil, and whether there is anything else.
+func heartbeatsIn(p []byte) (pongs [][8]byte, ping []byte, others bool) {
+	for len(p) > 0 {
+		if len(p) < 6 || p[0] != finBit|opPong && p[0] != finBit|opPing || p[1] < 0x80 || p[1] > 0x80|125 || len(p) < 6+int(p[1]&0x7f) {
+			return nil, nil, true
+		}
+		mask, payload := p[2:6], make([]byte, p[1]&0x7f)
+		for i := range payload {
+			payload[i] = p[6+i] ^ mask[i%4]
+		}
+		if p[0] == finBit|opPing {
+			ping = payload
+		} else if len(payload) == 8 {
+			pongs = append(pongs, [8]byte(payload))
+		}
+		p = p[6+len(payload):]
+	}
+	return pongs, ping, false
+}
