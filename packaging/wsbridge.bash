@@ -1,0 +1,1 @@
+complete -W 'demo check push reload connections env version' wsbridge
