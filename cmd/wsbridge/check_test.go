@@ -193,7 +193,7 @@ func TestCheckOnlyWarnsOfListenersThatARunningWsbridgeHolds(t *testing.T) {
 		s := mustParse(t, environ...)
 		var serving sync.WaitGroup
 		serving.Go(func() {
-			if err := serve(ctx, s, slog.New(slog.DiscardHandler), clients, pushes); err != nil {
+			if err := serve(ctx, s, nil, slog.New(slog.DiscardHandler), clients, pushes); err != nil {
 				t.Error(err)
 			}
 		})

@@ -70,16 +70,18 @@ func demo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	clients, pushes, events := private[0], private[1], private[2]
 
-	s, faults := parse([]string{
+	settings := []string{
 		"WSBRIDGE_LISTEN=" + clients.Addr().String(),
 		"WSBRIDGE_PUSH_LISTEN=" + pushes.Addr().String(),
 		"WSBRIDGE_BACKEND_URL=" + httpURL(events) + "/ws",
 		"WSBRIDGE_DRAIN_TIMEOUT=10s",
-	})
+		"WSBRIDGE_LOG_LEVEL=warn",
+	}
+	s, faults := parse(settings)
 	if len(faults) > 0 {
 		return errors.Join(faultsAsErrors(faults)...)
 	}
-	logger := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	logger, _ := newLogger(s, stderr)
 
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
@@ -97,6 +99,9 @@ func demo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	doors.Handle("GET /ws", proxyTo(clients, transport))
 	doors.Handle("GET /trace", proxyTo(events, transport))
 	doors.Handle("GET /{$}", proxyTo(events, transport))
+	if s.Process.Holder == "on" {
+		doors.Handle("/worker", http.NewCrossOriginProtection().Handler(mortal{seen}))
+	}
 
 	// The servers outlive ctx: while the sidecar drains it still posts to the application.
 	running, fail := context.WithCancelCause(ctx)
@@ -119,7 +124,11 @@ func demo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 
 	fmt.Fprintf(stdout, demoGreeting, httpURL(front), httpURL(pushes))
-	err = serve(running, s, logger, clients, pushes)
+	if s.Process.Holder == "on" {
+		err = holdDemo(running, settings, clients, pushes, stderr)
+	} else {
+		err = serve(running, s, settings, logger, clients, pushes)
+	}
 
 	shut() // the streams of the trace have no end of their own
 	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)

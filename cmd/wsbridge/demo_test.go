@@ -14,6 +14,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -102,6 +104,61 @@ func TestTwoTabsTalkAndSeeWhatTravelled(t *testing.T) {
 		picture(t, first, shot.name, shot.scheme, shot.width, shot.height, shot.whole)
 	}
 
+	complaints.check(t)
+}
+
+// The visitor kills the worker, again and again, and the chat goes on over the same connections.
+func TestTheChatOutlivesTheWorkerThatTheVisitorKills(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Log("there is nothing to kill: connections outlive their process on Linux alone")
+		return
+	}
+	d := startDemo(t)
+	browser := startBrowser(t)
+	complaints := new(complaints)
+	first := openTab(t, browser, d.url, complaints)
+	nameOfFirst := nicknameIn(t, first)
+	second := openTab(t, browser, d.url, complaints)
+	nameOfSecond := nicknameIn(t, second)
+	waitFor(t, first, "#people", nameOfSecond)
+	addresses := []string{pushAddress(t, first), pushAddress(t, second)}
+	for i := range 4 {
+		if err := chromedp.Do(first, chromedp.Click("#kill")); err != nil {
+			t.Fatal(err)
+		}
+		notes := fmt.Sprintf(".note:nth-child(%d of .note:not(:empty))", i+3) // behind who they are, and who has joined
+		waitFor(t, first, notes, "was killed")
+		waitFor(t, first, notes, "with all 2 connections")
+		for j, tab := range []context.Context{first, second} {
+			text := fmt.Sprintf("after death %d, from %d", i, j)
+			say(t, tab, text)
+			waitFor(t, first, "#log", text)
+			waitFor(t, second, "#log", text)
+		}
+	}
+	waitFor(t, second, "#log", "was killed")
+	if again := []string{pushAddress(t, first), pushAddress(t, second)}; !slices.Equal(again, addresses) {
+		t.Errorf("the connections are %q, and were %q", again, addresses)
+	}
+	for _, tab := range []context.Context{first, second} {
+		if bad, err := chromedp.Run(tab, chromedp.Evaluate[bool](`document.getElementById('log').textContent.includes('Disconnected')`)); err != nil || bad {
+			t.Errorf("a tab of %s and %s was disconnected (%v)", nameOfFirst, nameOfSecond, err)
+		}
+	}
+	picture(t, first, "demo-killed-light", "light", 1440, 900, false)
+	picture(t, first, "demo-killed-phone-dark", "dark", 390, 844, false)
+
+	// Nobody else's page may do that.
+	request, _ := http.NewRequest(http.MethodDelete, d.url+"/worker", nil)
+	request.Header.Set("Sec-Fetch-Site", "cross-site")
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	if answer.StatusCode != http.StatusForbidden {
+		t.Errorf("a kill from another site: %s, want 403", answer.Status)
+	}
 	complaints.check(t)
 }
 

@@ -30,17 +30,18 @@ type trace struct {
 	changed chan struct{} // closed when an entry is added, and replaced
 }
 
-// traced is one thing that travelled: an event's POST, the answer to it, or a push and its answer.
+// traced is one thing that travelled: an event's POST, the answer to it, or a push and its answer; or that the worker was killed.
 type traced struct {
 	ID         int64     `json:"id,string"` // rising; a string, since it is too large for a number of JavaScript
 	Time       time.Time `json:"time"`
-	Kind       string    `json:"kind"`       // post, answer or push
+	Kind       string    `json:"kind"`       // post, answer, push or death
 	Event      string    `json:"event"`      // ce-id of the event, also of the one that a push was made for
 	Connection string    `json:"connection"` // whose event it is, or who is pushed to
 	Request    *written  `json:"request,omitempty"`
 	Answer     *written  `json:"answer,omitempty"`
 	Failed     string    `json:"failed,omitempty"` // why a push got no answer
 	Took       float64   `json:"took,omitempty"`   // milliseconds from the request to the answer
+	Death      *death    `json:"death,omitempty"`
 }
 
 // written is an HTTP message as it is written on the wire.

@@ -40,6 +40,7 @@ func main() {
 	log.SetOutput(io.Discard)
 	if os.Getenv("GOGC") == "" {
 		paceGC()
+		go giveBack()
 	}
 	// A SIGHUP reloads what has a holder, unless it says that the terminal is gone.
 	held, _ := parse(os.Environ())

@@ -9,7 +9,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -42,23 +45,32 @@ func serveEnvironment(ctx context.Context, environ []string, stdout, stderr io.W
 		clients.Close()
 		return fmt.Errorf("WSBRIDGE_PUSH_LISTEN: %w", err)
 	}
-	return serve(ctx, s, newLogger(s, stderr), clients, pushes)
+	log, level := newLogger(s, stderr)
+	defer onSignal(syscall.SIGUSR1, func() { level.toggle(log) })()
+	return serve(ctx, s, environ, log, clients, pushes)
 }
 
-func newLogger(s settings, w io.Writer) *slog.Logger {
-	options := &slog.HandlerOptions{Level: s.Process.LogLevel}
-	if s.Process.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, options))
+// onSignal calls f whenever the signal comes, until it is stopped.
+func onSignal(s os.Signal, f func()) (stop func()) {
+	signals := make(chan os.Signal, 1) // one that is on its way stands for those behind it
+	signal.Notify(signals, s)
+	go func() {
+		for range signals {
+			f()
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(signals)
 	}
-	return slog.New(slog.NewTextHandler(w, options))
 }
 
 // serve runs the program on two listeners, which it closes, until ctx ends. Then it drains: no new clients, connections closed one by
 // one, disconnect events delivered; pushes are taken until the last client has gone.
-func serve(ctx context.Context, s settings, log *slog.Logger, clients, pushes net.Listener) error {
+func serve(ctx context.Context, s settings, environ []string, log *slog.Logger, clients, pushes net.Listener) error {
 	defer clients.Close()
 	defer pushes.Close()
-	v, err := newService(s, log, nil)
+	v, err := newService(s, environ, log, nil)
 	if err != nil {
 		return err
 	}
@@ -84,6 +96,7 @@ func serve(ctx context.Context, s settings, log *slog.Logger, clients, pushes ne
 // service is what serves, apart from its listeners.
 type service struct {
 	settings settings
+	environ  []string // that they are from
 	log      *slog.Logger
 	registry *prometheus.Registry
 	upstream *upstream.Client
@@ -91,8 +104,8 @@ type service struct {
 	pair     *certificate // nil without TLS
 }
 
-func newService(s settings, log *slog.Logger, keeper bridge.Keeper) (*service, error) {
-	v := &service{settings: s, log: log, registry: prometheus.NewRegistry()}
+func newService(s settings, environ []string, log *slog.Logger, keeper bridge.Keeper) (*service, error) {
+	v := &service{settings: s, environ: environ, log: log, registry: prometheus.NewRegistry()}
 	v.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
 	if v.upstream, err = upstream.New(s.Backend, s.Process.Node, v.registry, nil); err != nil {
@@ -119,6 +132,7 @@ type doors struct {
 	clientServer, pushers *http.Server
 	failed                chan error // one for each server, so that neither waits
 	serving               sync.WaitGroup
+	opening               sync.WaitGroup // connections of clients that have not been upgraded
 	pushing               sync.WaitGroup // connections of pushers
 }
 
@@ -137,22 +151,27 @@ func (v *service) open(clients, pushes net.Listener) (*doors, error) {
 		// The timeouts are those of whoever is not upgraded: taking the socket over lifts them.
 		clientServer: &http.Server{
 			Handler: b, ReadTimeout: s.Bridge.HandshakeTimeout, WriteTimeout: s.Bridge.HandshakeTimeout + s.Bridge.WriteTimeout,
-			MaxHeaderBytes: maxHeader, ErrorLog: quiet, ConnState: capped.track,
+			MaxHeaderBytes: maxHeader, ErrorLog: quiet,
 		},
 		pushers: &http.Server{
-			Handler:           b.Push(promhttp.HandlerFor(v.registry, promhttp.HandlerOpts{Registry: v.registry})),
+			Handler:           b.Push(promhttp.HandlerFor(v.registry, promhttp.HandlerOpts{Registry: v.registry}), livePage(s, v.environ)),
 			ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeader, ErrorLog: quiet,
 		},
 		failed: make(chan error, 2),
 	}
-	d.pushers.ConnState = func(_ net.Conn, state http.ConnState) {
+	count := func(open *sync.WaitGroup, state http.ConnState) {
 		switch state {
 		case http.StateNew:
-			d.pushing.Add(1)
+			open.Add(1)
 		case http.StateClosed, http.StateHijacked:
-			d.pushing.Done()
+			open.Done()
 		}
 	}
+	d.clientServer.ConnState = func(c net.Conn, state http.ConnState) {
+		capped.track(c, state)
+		count(&d.opening, state)
+	}
+	d.pushers.ConnState = func(_ net.Conn, state http.ConnState) { count(&d.pushing, state) }
 	d.clientServer.SetKeepAlivesEnabled(false) // who doesn't upgrade has nothing more to ask
 	d.serving.Go(func() { d.failed <- d.pushers.Serve(pushes) })
 	d.serving.Go(func() { d.failed <- d.clientServer.Serve(inner) })

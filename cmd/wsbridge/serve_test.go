@@ -28,7 +28,7 @@ func serving(t *testing.T, environ ...string) (clients, pushes string) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- serve(ctx, s, slog.New(slog.DiscardHandler), listeners[0], listeners[1]) }()
+	go func() { done <- serve(ctx, s, environ, slog.New(slog.DiscardHandler), listeners[0], listeners[1]) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {

@@ -30,18 +30,17 @@ func hold(ctx context.Context, s settings, environ []string, stdout, stderr io.W
 	if err != nil {
 		return fmt.Errorf("WSBRIDGE_HOLDER: this program's file can't be found, from which workers are started: %w", err)
 	}
-	reload := make(chan struct{}, 1)
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
-	go func() { // as long as the process
-		for range hangups {
+	reload, verbose := make(chan struct{}, 1), make(chan struct{}, 1)
+	tell := func(c chan struct{}) func() {
+		return func() {
 			select {
-			case reload <- struct{}{}:
+			case c <- struct{}{}:
 			default: // one is on its way
 			}
 		}
-	}()
+	}
+	defer onSignal(syscall.SIGHUP, tell(reload))()
+	defer onSignal(syscall.SIGUSR1, tell(verbose))()
 	out, done, err := fileFor(stdout)
 	if err != nil {
 		return err
@@ -52,9 +51,15 @@ func hold(ctx context.Context, s settings, environ []string, stdout, stderr io.W
 		return err
 	}
 	defer done()
+	var self []string
+	if out == stdout && errs == stderr { // another program knows nothing of a pipe to a writer
+		self = os.Args
+	}
+	log, _ := newLogger(s, stderr)
 	exit, err := holder.Run(ctx, holder.Config{
 		Path: path, Args: []string{"wsbridge", workerCommand}, Environ: environ, Stdout: out, Stderr: errs,
-		Slots: 2*s.Bridge.MaxConnections + s.Bridge.GoodbyeMax + spareSlots, Log: newLogger(s, stderr), Reload: reload, Patience: 30 * time.Second,
+		Slots: 2*s.Bridge.MaxConnections + s.Bridge.GoodbyeMax + spareSlots, Log: log, Reload: reload, Verbose: verbose, Patience: 30 * time.Second,
+		StateDir: s.Bridge.StateDir, Spare: true, Self: self,
 	})
 	if err != nil {
 		return err
@@ -95,7 +100,7 @@ func fileFor(w io.Writer) (file *os.File, done func(), err error) {
 // work serves as a worker, until its holder tells it to end or is gone.
 func work(environ []string, stderr io.Writer) error {
 	// The holder hears of them too, and says what is to be done.
-	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1)
 	link, ok, err := holder.Attach()
 	if err != nil {
 		return err
@@ -108,16 +113,17 @@ func work(environ []string, stderr io.Writer) error {
 		link.Failed(err)
 		return err
 	}
-	err = workWith(link, s, stderr)
+	err = workWith(link, s, environ, stderr)
 	if err != nil {
 		link.Failed(err) // for who has asked for a reload
 	}
 	return err
 }
 
-func workWith(link *holder.Link, s settings, stderr io.Writer) (err error) {
-	w := &worker{link: link, settings: s, log: newLogger(s, stderr)}
-	if w.service, err = newService(s, w.log, link); err != nil {
+func workWith(link *holder.Link, s settings, environ []string, stderr io.Writer) (err error) {
+	w := &worker{link: link, settings: s, environ: environ}
+	w.log, w.level = newLogger(s, stderr)
+	if w.service, err = newService(s, environ, w.log, link); err != nil {
 		return err
 	}
 	defer w.service.close()
@@ -126,6 +132,9 @@ func workWith(link *holder.Link, s settings, stderr io.Writer) (err error) {
 	}
 	if w.pushes, err = w.listen("pushes", "WSBRIDGE_PUSH_LISTEN", s.Process.PushListen); err != nil {
 		return err
+	}
+	for _, address := range link.Unclaimed() {
+		w.log.Warn("systemd listens for this program where no setting says so: whoever connects there waits for nothing (WSBRIDGE_LISTEN, WSBRIDGE_PUSH_LISTEN, wsbridge.socket)", "address", address)
 	}
 	if err := link.Ready(); err != nil {
 		return err
@@ -137,7 +146,9 @@ func workWith(link *holder.Link, s settings, stderr io.Writer) (err error) {
 type worker struct {
 	link            *holder.Link
 	settings        settings
+	environ         []string
 	log             *slog.Logger
+	level           *logLevel
 	service         *service
 	clients, pushes net.Listener
 	doors           *doors
@@ -204,6 +215,13 @@ func (w *worker) run() error {
 				finished = nil
 			case holder.Suspend:
 				finished = w.suspend()
+			case holder.GiveBack:
+				w.service.bridge.GiveBack()
+				if err := w.link.GaveBack(w.doors != nil, w.environ); err != nil {
+					w.log.Error("the holder can't be told", "error", err)
+				}
+			case holder.Verbose:
+				w.level.toggle(w.log)
 			case holder.Gone:
 				w.service.bridge.Gone(order.Lost)
 			case holder.Lent:
@@ -237,6 +255,9 @@ func (w *worker) run() error {
 		case err := <-failed:
 			return fmt.Errorf("a listener failed: %w", err)
 		case err := <-lost:
+			if w.doors == nil && finished == nil {
+				return nil // it was a spare
+			}
 			w.log.Error("the process that holds the connections is gone: they are closed (1012)", "error", err)
 			w.link.CloseListeners()
 			w.drain(true)
@@ -299,7 +320,8 @@ func (w *worker) suspend() <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		d.clientServer.Shutdown(context.Background()) // handshakes that were under way
+		d.serving.Wait() // whoever was accepted just now is known behind that
+		d.opening.Wait() // handshakes that were under way; the server's own Shutdown drops those whose request it has not read
 		<-w.service.bridge.Unfinished()
 		// A pusher's next request over a connection that is open is passed on, and the connection closed behind it; one that is idle is kept as long as ever:
 		// closed now, it could be in the moment of a request.
