@@ -117,15 +117,11 @@ func startPHPFPM(t *testing.T, d deployment) string {
 	}
 	start(t, d.environ(), phpFPM(t), "-F", "-y", filepath.Join(dir, "fpm.conf")).awaitLine(t, "ready to handle connections")
 
-	changes := []string{
-		"    #location", "    location", "    #    ", "        ", "    #}", "    }",
-		"    location = /realtime.php {\n        proxy_pass", "    location = /unused {\n        proxy_pass",
-		"/var/www/html", dir, "unix:/run/php/php-fpm.sock", "unix:" + dir + "/fpm.sock",
-	}
+	changes := []string{"/var/www/html", dir, "unix:/run/php/php-fpm.sock", "unix:" + dir + "/fpm.sock"}
 	if d.keepAlive != 0 {
 		changes = append(changes, "    access_log off;", fmt.Sprintf("    access_log off;\n    keepalive_timeout %ds;", d.keepAlive))
 	}
-	return "http://" + startNginx(t, "127.0.0.1:9", "127.0.0.1:9", changes...).private + "/realtime.php"
+	return "http://" + startNginxWith(t, "wsbridge-php.conf", changes...).private + "/realtime.php"
 }
 
 func startDjango(t *testing.T, d deployment) string {

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -262,8 +263,14 @@ type sidecar struct {
 // the test has ended it, it must drain on SIGTERM and exit with 0 in the end.
 func serve(t *testing.T, env ...string) *sidecar {
 	t.Helper()
-	defaults := []string{"WSBRIDGE_LISTEN=127.0.0.1:0", "WSBRIDGE_PUSH_LISTEN=127.0.0.1:0", "WSBRIDGE_LOG_FORMAT=json", "WSBRIDGE_NODE=here"}
-	s := &sidecar{process: start(t, append(defaults, env...), program(t))}
+	return serveFrom(t, program(t), env...)
+}
+
+// serveFrom does so with a program at another place.
+func serveFrom(t *testing.T, path string, env ...string) *sidecar {
+	t.Helper()
+	defaults := []string{"WSBRIDGE_HOLDER=" + cmp.Or(os.Getenv("WSBRIDGE_TEST_HOLDER"), "on"), "WSBRIDGE_LISTEN=127.0.0.1:0", "WSBRIDGE_PUSH_LISTEN=127.0.0.1:0", "WSBRIDGE_LOG_FORMAT=json", "WSBRIDGE_NODE=here"}
+	s := &sidecar{process: start(t, append(defaults, env...), path)}
 	t.Cleanup(func() {
 		select {
 		case <-s.end:

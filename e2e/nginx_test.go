@@ -2,20 +2,26 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/gorilla/websocket"
 )
 
 // site is the shipped nginx/wsbridge.conf, running with addresses of the test's own.
 type site struct {
+	*process
 	public, private string // what the outside sees, and what wsbridge sees
 }
 
@@ -23,29 +29,21 @@ type site struct {
 // there, and what takes its place.
 func startNginx(t *testing.T, sidecar, application string, changes ...string) site {
 	t.Helper()
+	return startNginxWith(t, "wsbridge.conf", append(changes, "server 127.0.0.1:8080;", "server "+sidecar+";", "proxy_pass http://127.0.0.1:9000", "proxy_pass http://"+application)...)
+}
+
+// startNginxWith runs one of the files of nginx/.
+func startNginxWith(t *testing.T, file string, changes ...string) site {
+	t.Helper()
 	nginx := tool(t, "nginx", "nginx-light")
 	s := site{public: "127.0.0.1:" + freePort(t), private: "127.0.0.1:" + freePort(t)}
-	shipped, err := os.ReadFile("../nginx/wsbridge.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := string(shipped)
+	config := nginxFile(t, file)
+	changes = append(changes, "listen 80;", "listen "+s.public+";", "listen 127.0.0.1:8082;", "listen "+s.private+";")
 	for i := 0; i < len(changes); i += 2 {
 		if !strings.Contains(config, changes[i]) {
-			t.Fatalf("nginx/wsbridge.conf has no %q", changes[i])
+			t.Fatalf("nginx/%s has no %q", file, changes[i])
 		}
 		config = strings.ReplaceAll(config, changes[i], changes[i+1])
-	}
-	for from, to := range map[string]string{
-		"listen 80;":                       "listen " + s.public + ";",
-		"listen 127.0.0.1:8082;":           "listen " + s.private + ";",
-		"server 127.0.0.1:8080;":           "server " + sidecar + ";",
-		"proxy_pass http://127.0.0.1:9000": "proxy_pass http://" + application,
-	} {
-		if !strings.Contains(config, from) {
-			t.Fatalf("nginx/wsbridge.conf has no %q", from)
-		}
-		config = strings.ReplaceAll(config, from, to)
 	}
 
 	dir := tempDir(t)
@@ -54,7 +52,7 @@ pid DIR/nginx.pid;
 error_log stderr notice;
 events {}
 http {
-    access_log off;
+    access_log /dev/stderr;
     client_body_temp_path DIR/body;
     proxy_temp_path DIR/proxy;
     fastcgi_temp_path DIR/fastcgi;
@@ -75,9 +73,33 @@ http {
 	if err := os.Chmod(dir, 0o755); err != nil { // its workers are not root
 		t.Fatal(err)
 	}
-	process := start(t, nil, nginx, "-c", filepath.Join(dir, "nginx.conf"), "-g", "daemon off;")
-	process.awaitLine(t, "start worker process ") // it listens before that
+	s.process = start(t, nil, nginx, "-c", filepath.Join(dir, "nginx.conf"), "-g", "daemon off;")
+	s.awaitLine(t, "start worker process ") // it listens before that
 	return s
+}
+
+// reload lets nginx read its configuration again, and awaits the worker that has done so. Those before it go on as long as they have connections.
+func (s site) reload(t *testing.T) {
+	t.Helper()
+	workers := strings.Count(s.out.String(), "start worker process ")
+	s.signal(t, syscall.SIGHUP)
+	s.awaitLines(t, workers+1, "start worker process ")
+}
+
+// nginxFile returns one of the files of nginx/.
+func nginxFile(t *testing.T, name string) string {
+	t.Helper()
+	content, err := os.ReadFile("../nginx/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+// dialFrom returns a dialer of a client with that address.
+func dialFrom(address string) websocket.Dialer {
+	local := &net.TCPAddr{IP: net.ParseIP(address)}
+	return websocket.Dialer{NetDialContext: (&net.Dialer{LocalAddr: local}).DialContext}
 }
 
 // behindNginx is a sidecar and an application behind nginx, and nginx between the two.
@@ -140,11 +162,7 @@ func TestMessagesPassNginxAsTheyAre(t *testing.T) {
 func TestTheClientsOwnAddressPassesNginxAndAForgedOneDoesNot(t *testing.T) {
 	t.Parallel()
 	nginx, _, b := behindNginx(t, nil)
-	from := func(address string) websocket.Dialer {
-		local := &net.TCPAddr{IP: net.ParseIP(address)}
-		return websocket.Dialer{NetDialContext: (&net.Dialer{LocalAddr: local}).DialContext}
-	}
-	connect(t, from("127.0.0.7"), "ws://"+nginx.public+"/ws", http.Header{
+	connect(t, dialFrom("127.0.0.7"), "ws://"+nginx.public+"/ws", http.Header{
 		"X-Forwarded-For": {"192.0.2.1"}, "X-Real-IP": {"192.0.2.2"}, "X-Forwarded-Proto": {"https"}, "X-Forwarded-Host": {"forged.example"},
 	})
 	e := b.expect(t, "connect")
@@ -220,8 +238,8 @@ func TestNobodyOutsideCanSendAnEvent(t *testing.T) {
 	s.push(t, id, "the connection is still there")
 }
 
-// The lines that nginx/wsbridge.conf has for PHP-FPM, switched on, with the real one.
-func TestTheLinesForPHPFPMWork(t *testing.T) {
+// nginx/wsbridge-php.conf, with the real PHP-FPM.
+func TestNginxBeforePHPFPM(t *testing.T) {
 	t.Parallel()
 	fpm := phpFPM(t)
 	dir := tempDir(t)
@@ -247,11 +265,7 @@ func TestTheLinesForPHPFPMWork(t *testing.T) {
 	application := startFPM()
 
 	port := freePort(t)
-	nginx := startNginx(t, "127.0.0.1:"+port, "127.0.0.1:9",
-		"    #root", "    root", "    #index", "    index", "    #location", "    location", "    #    ", "        ", "    #}", "    }",
-		"    location / {\n        proxy_pass", "    location /unused {\n        proxy_pass",
-		"    location = /realtime.php {\n        proxy_pass", "    location = /unused {\n        proxy_pass",
-		"/var/www/html", dir, "unix:/run/php/php-fpm.sock", "unix:"+dir+"/fpm.sock")
+	nginx := startNginxWith(t, "wsbridge-php.conf", "server 127.0.0.1:8080;", "server 127.0.0.1:"+port+";", "/var/www/html", dir, "unix:/run/php/php-fpm.sock", "unix:"+dir+"/fpm.sock")
 	s := serve(t, "WSBRIDGE_LISTEN=127.0.0.1:"+port, "WSBRIDGE_BACKEND_URL=http://"+nginx.private+"/realtime.php", "WSBRIDGE_BACKEND_EVENTS=message")
 	c := connect(t, websocket.Dialer{}, "ws://"+nginx.public+"/ws", nil)
 	c.says(t, websocket.TextMessage, "hello")
@@ -286,6 +300,185 @@ func TestTheLinesForPHPFPMWork(t *testing.T) {
 	s.signal(t, syscall.SIGTERM)
 	c.ends(t, 1001)
 	s.exits(t, 0)
+}
+
+// TLS ends in nginx, with the lines for it switched on, and the application is told so.
+func TestTLSEndsInNginx(t *testing.T) {
+	t.Parallel()
+	b, port, secure, dir := newBackend(t, echo), freePort(t), freePort(t), tempDir(t)
+	openssl := exec.Command(tool(t, "openssl", "openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+		"-subj", "/CN=example.org", "-addext", "subjectAltName=DNS:example.org", "-keyout", dir+"/key.pem", "-out", dir+"/cert.pem")
+	if out, err := openssl.CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	startNginx(t, "127.0.0.1:"+port, b.Listener.Addr().String(), "#listen 443 ssl", "listen 127.0.0.1:"+secure+" ssl", "#ssl_", "ssl_",
+		"/etc/ssl/example.org.pem", dir+"/cert.pem", "/etc/ssl/example.org.key", dir+"/key.pem")
+	serve(t, "WSBRIDGE_LISTEN=127.0.0.1:"+port, "WSBRIDGE_BACKEND_URL="+b.URL)
+	certificate, err := os.ReadFile(dir + "/cert.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(certificate)
+	dialer := websocket.Dialer{TLSClientConfig: &tls.Config{RootCAs: roots}, NetDialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.1:"+secure)
+	}}
+	c := connect(t, dialer, "wss://example.org:"+secure+"/ws", http.Header{"Origin": {"https://example.org:" + secure}})
+	if got := b.expect(t, "connect").header.Get("X-Forwarded-Proto"); got != "https" {
+		t.Errorf("X-Forwarded-Proto = %q, want https", got)
+	}
+	c.says(t, websocket.TextMessage, "hello")
+	c.hears(t, websocket.TextMessage, "hello")
+}
+
+// Clients talk while nginx reads its configuration again and again: its old workers go on with those that they have.
+func TestClientsStayWhenNginxReloads(t *testing.T) {
+	t.Parallel()
+	nginx, s, b := behindNginx(t, echo, "WSBRIDGE_BACKEND_EVENTS=message,disconnect")
+	var clients []*client
+	for i := range 4 {
+		for range 4 {
+			clients = append(clients, connect(t, websocket.Dialer{}, "ws://"+nginx.public+"/ws", nil))
+		}
+		reloaded := make(chan struct{})
+		var talking sync.WaitGroup
+		for _, c := range clients {
+			talking.Go(func() {
+				for n := 0; ; n++ {
+					text := strconv.Itoa(n)
+					if err := c.WriteMessage(websocket.TextMessage, []byte(text)); err != nil {
+						t.Errorf("reload %d: %v", i, err)
+						return
+					}
+					if _, got, err := c.ReadMessage(); err != nil || string(got) != text {
+						t.Errorf("reload %d: %q was answered %q, %v", i, text, got, err)
+						return
+					}
+					b.expect(t, "message") // one for each
+					select {
+					case <-reloaded:
+						return
+					default:
+					}
+				}
+			})
+		}
+		nginx.reload(t)
+		close(reloaded)
+		talking.Wait()
+	}
+	s.signal(t, syscall.SIGTERM)
+	for _, c := range clients {
+		c.ends(t, 1001)
+		b.expect(t, "disconnect")
+	}
+	s.exits(t, 0)
+}
+
+// Nothing is said for several times as long as nginx waits, and the connection is there: wsbridge's pings keep it. Without them it is not.
+func TestPingsKeepAConnectionOpenInNginx(t *testing.T) {
+	t.Parallel()
+	for interval, kept := range map[string]bool{"400ms": true, "1h": false} {
+		t.Run(interval, func(t *testing.T) {
+			t.Parallel()
+			b, port := newBackend(t, echo), freePort(t)
+			nginx := startNginx(t, "127.0.0.1:"+port, b.Listener.Addr().String(), "proxy_read_timeout 75s;", "proxy_read_timeout 1s;")
+			serve(t, "WSBRIDGE_LISTEN=127.0.0.1:"+port, "WSBRIDGE_BACKEND_URL="+b.URL, "WSBRIDGE_PING_INTERVAL="+interval)
+			c := connect(t, websocket.Dialer{}, "ws://"+nginx.public+"/ws", nil)
+			b.expect(t, "connect")
+			if !kept {
+				c.ends(t, websocket.CloseAbnormalClosure)
+				b.expect(t, "disconnect")
+				return
+			}
+			pings := 0
+			c.SetPingHandler(func(data string) error {
+				if pings++; pings == 8 {
+					c.says(t, websocket.TextMessage, "still here")
+				}
+				return c.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(patience))
+			})
+			c.hears(t, websocket.TextMessage, "still here")
+		})
+	}
+}
+
+func TestNginxLimitsWhatOneAddressOpensAndLogsIt(t *testing.T) {
+	t.Parallel()
+	b, port := newBackend(t, nil), freePort(t)
+	nginx := startNginx(t, "127.0.0.1:"+port, b.Listener.Addr().String(), "limit_conn wsbridge_open 200;", "limit_conn wsbridge_open 2;")
+	serve(t, "WSBRIDGE_LISTEN=127.0.0.1:"+port, "WSBRIDGE_BACKEND_URL="+b.URL)
+	url := "ws://" + nginx.public + "/ws"
+	first, second := connect(t, dialFrom("127.0.0.7"), url, nil), connect(t, dialFrom("127.0.0.7"), url, nil)
+	if resp, _ := refused(t, dialFrom("127.0.0.7"), url, nil); resp.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("a third connection: %s, want 429", resp.Status)
+	}
+	nginx.awaitLine(t, "limiting connections by zone", "wsbridge_open", "client: 127.0.0.7")
+	connect(t, dialFrom("127.0.0.8"), url, nil)
+
+	// One line for each connection, when it is over: nginx has room for the next by then.
+	first.leaves(t, 1000)
+	b.expect(t, "connect")
+	b.expect(t, "connect")
+	b.expect(t, "connect")
+	b.expect(t, "disconnect")
+	nginx.awaitLine(t, "127.0.0.7 - - ", `"GET /ws HTTP/1.1" 101 `)
+	connect(t, dialFrom("127.0.0.7"), url, nil)
+
+	nginx = startNginx(t, "127.0.0.1:"+port, b.Listener.Addr().String(), "rate=20r/s", "rate=1r/m", "burst=200", "burst=2")
+	url = "ws://" + nginx.public + "/ws"
+	for range 3 {
+		connect(t, dialFrom("127.0.0.7"), url, nil)
+	}
+	if resp, _ := refused(t, dialFrom("127.0.0.7"), url, nil); resp.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("a fourth connection within a minute: %s, want 429", resp.Status)
+	}
+	nginx.awaitLine(t, "limiting requests", "wsbridge_opening", "client: 127.0.0.7")
+	second.says(t, websocket.TextMessage, "messages are not counted")
+	for range 4 {
+		b.expect(t, "connect")
+	}
+	b.expect(t, "message")
+}
+
+// The lines for several sidecars, switched on.
+func TestSeveralSidecarsBehindNginx(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, echo)
+	ports := []string{freePort(t), freePort(t)}
+	nginx := startNginx(t, "127.0.0.1:"+ports[0], b.Listener.Addr().String(), "#server 127.0.0.1:8180", "server 127.0.0.1:"+ports[1], "#least_conn", "least_conn")
+	var sidecars []*sidecar
+	for i, port := range ports {
+		sidecars = append(sidecars, serve(t, "WSBRIDGE_LISTEN=127.0.0.1:"+port, "WSBRIDGE_BACKEND_URL=http://"+nginx.private+"/realtime.php", "WSBRIDGE_NODE=node"+strconv.Itoa(i)))
+	}
+	clients := map[string][]*client{}
+	open := func() string {
+		c := connect(t, websocket.Dialer{}, "ws://"+nginx.public+"/ws", nil)
+		node := b.expect(t, "connect").header.Get("ce-source")
+		clients[node] = append(clients[node], c)
+		return node
+	}
+	for range 6 {
+		open()
+	}
+	if a, b := len(clients["/wsbridge/node0"]), len(clients["/wsbridge/node1"]); a != 3 || b != 3 {
+		t.Fatalf("of 6 clients %d and %d are with the two sidecars, want 3 each", a, b)
+	}
+	sidecars[0].signal(t, syscall.SIGTERM)
+	for _, c := range clients["/wsbridge/node0"] {
+		c.ends(t, 1001)
+		b.expect(t, "disconnect")
+	}
+	sidecars[0].exits(t, 0)
+	for range 3 {
+		if node := open(); node != "/wsbridge/node1" {
+			t.Errorf("a new client is with %s, which has stopped", node)
+		}
+	}
+	for _, c := range clients["/wsbridge/node1"] {
+		c.says(t, websocket.TextMessage, "hello")
+		c.hears(t, websocket.TextMessage, "hello")
+	}
 }
 
 // phpFPM returns the path of PHP-FPM, whose name has PHP's version in it.

@@ -415,3 +415,31 @@ func TestMetricsShowWhatExists(t *testing.T) {
 		t.Log(body)
 	}
 }
+
+// SIGUSR1 makes the log say everything for a while, whichever process logs; a second one ends that.
+func TestASignalMakesTheLogSayEverything(t *testing.T) {
+	t.Parallel()
+	for _, held := range []string{"on", "off"} {
+		b := newBackend(t, echo)
+		s := serve(t, "WSBRIDGE_BACKEND_URL="+b.URL+"/events", "WSBRIDGE_HOLDER="+held)
+		c := connect(t, websocket.Dialer{}, "ws://"+s.clients+"/ws", nil)
+		say := func(text string) {
+			c.says(t, websocket.TextMessage, text)
+			c.hears(t, websocket.TextMessage, text)
+		}
+		say("before")
+		s.signal(t, syscall.SIGUSR1)
+		s.awaitLine(t, "everything is logged for a while")
+		say("planted-secret")
+		s.awaitLine(t, `"msg":"event"`, `"type":"message"`, `"sequence":3`, `"outcome":"accepted"`, `"status":200`)
+		s.signal(t, syscall.SIGUSR1)
+		s.awaitLine(t, "the usual one again")
+		say("behind")
+		c.leaves(t, 1000)
+		s.signal(t, syscall.SIGTERM)
+		s.exits(t, 0)
+		if log := s.out.String(); strings.Count(log, `"msg":"event"`) != 1 || strings.Contains(log, "planted-secret") {
+			t.Errorf("with the holder %s the log is\n%s", held, log)
+		}
+	}
+}

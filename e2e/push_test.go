@@ -782,10 +782,10 @@ func pushesRefused(t *testing.T, p *pusher) {
 	}
 	p.wantProblem(t, 400, "except", "POST", "/connections/"+id+"?except="+id, "x")
 	p.want(t, 410, "POST", "/connections/nobody", "x")
-	for _, target := range []string{"/connections/", "/connections//", "//connections", "/connections/" + id + "/", "/users/", "/groups/", "/users", "/", "/connections/../connections"} {
+	for _, target := range []string{"/connections/", "/connections//", "//connections", "/connections/" + id + "/", "/users/", "/groups/", "/users", "/connections/../connections"} {
 		p.want(t, 404, "POST", target, "for nobody")
 	}
-	for target, allow := range map[string]string{"/connections/" + id: "DELETE, GET, HEAD, POST", "/groups/refusing": "DELETE, GET, HEAD, POST", "/batch": "POST", "/users/ida/connections/" + id: "DELETE, PUT"} {
+	for target, allow := range map[string]string{"/": "GET, HEAD", "/connections/" + id: "DELETE, GET, HEAD, POST", "/groups/refusing": "DELETE, GET, HEAD, POST", "/batch": "POST", "/users/ida/connections/" + id: "DELETE, PUT"} {
 		if answer, _ := p.ask(t, "PATCH", target, nil); answer.StatusCode != 405 || answer.Header.Get("Allow") != allow {
 			t.Errorf("PATCH %s: %d, Allow %q, want 405, %q", target, answer.StatusCode, answer.Header.Get("Allow"), allow)
 		}

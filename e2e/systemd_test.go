@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +29,8 @@ type machine struct {
 	nsenter string
 }
 
+var booted atomic.Int32 // machines of this process
+
 // boot boots a machine.
 func boot(t *testing.T) machine {
 	t.Helper()
@@ -36,7 +39,7 @@ func boot(t *testing.T) machine {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test boots a systemd in a container, which takes root: run it as root")
 	}
-	name := fmt.Sprintf("wsbridge-e2e-%d", os.Getpid())
+	name := fmt.Sprintf("wsbridge-e2e-%d-%d", os.Getpid(), booted.Add(1))
 	dir := tempDir(t)
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: filepath.Join(dir, "notify")})
 	if err != nil {
@@ -291,7 +294,7 @@ func TestTheUnitUnderARealSystemd(t *testing.T) {
 		b.expect(t, "message")
 		before := m.must(t, "systemctl show -P MainPID wsbridge")
 		journal := m.follow(t)
-		m.must(t, "kill -9 $(cat /proc/"+strings.TrimSpace(before)+"/task/*/children)")
+		m.must(t, "kill -9 "+m.worker(t))
 		c.says(t, websocket.TextMessage, "behind")
 		c.hears(t, websocket.TextMessage, "behind")
 		b.expect(t, "message")
@@ -316,21 +319,98 @@ func TestTheUnitUnderARealSystemd(t *testing.T) {
 		b.expect(t, "disconnect")
 	})
 
-	t.Run("its main process killed, it comes back", func(t *testing.T) {
+	t.Run("its main process is killed again and again, and its connections go on", func(t *testing.T) {
+		c := connect(t, dialer, "ws://example.org/ws", nil)
+		b.expect(t, "connect")
+		for i := range 3 {
+			before := m.must(t, "systemctl show -P MainPID wsbridge")
+			journal := m.follow(t)
+			m.must(t, "kill -9 "+before)
+			text := "behind " + strconv.Itoa(i)
+			c.says(t, websocket.TextMessage, text)
+			c.hears(t, websocket.TextMessage, text)
+			b.expect(t, "message")
+			journal.awaitLine(t, "its worker goes on")
+			if after := m.must(t, "systemctl show -P MainPID wsbridge"); after == before {
+				t.Errorf("the main process is the same one: %s", after)
+			}
+			// systemd has removed the directory with the socket, and a worker opens it anew.
+			journal.awaitLine(t, "msg=serving cause=reload")
+			connect(t, dialer, "ws://example.org/ws", nil).leaves(t, 1000)
+			b.expect(t, "connect")
+			b.expect(t, "disconnect")
+		}
+		// What the last one holds is good for all the rest.
+		journal := m.follow(t)
+		m.must(t, "kill -9 "+m.worker(t))
+		c.says(t, websocket.TextMessage, "by another worker")
+		c.hears(t, websocket.TextMessage, "by another worker")
+		b.expect(t, "message")
+		journal.awaitLine(t, "msg=serving cause=crash")
+		m.must(t, "systemctl reload wsbridge")
+		c.says(t, websocket.TextMessage, "reloaded")
+		c.hears(t, websocket.TextMessage, "reloaded")
+		b.expect(t, "message")
+		c.leaves(t, 1000)
+		b.expect(t, "disconnect")
+	})
+
+	t.Run("main process and worker are killed, and the goodbyes are said", func(t *testing.T) {
+		c := connect(t, dialer, "ws://example.org/ws", nil)
+		b.expect(t, "connect")
+		journal := m.follow(t)
+		m.must(t, "systemctl kill -s KILL --kill-who=all wsbridge")
+		if e := b.expect(t, "disconnect"); !strings.Contains(e.body, `"code":1006`) {
+			t.Errorf("disconnect event: %s, want code 1006", e.body)
+		}
+		c.SetReadDeadline(time.Now().Add(patience))
+		if _, _, err := c.ReadMessage(); err == nil || websocket.IsUnexpectedCloseError(err) && !websocket.IsCloseError(err, 1006) {
+			t.Errorf("the client: %v, want a connection that broke off", err)
+		}
+		journal.awaitLine(t, "msg=serving cause=crash")
+		connect(t, dialer, "ws://example.org/ws", nil).leaves(t, 1000)
+		b.expect(t, "connect")
+		b.expect(t, "disconnect")
+	})
+
+	t.Run("another version is installed, and the main process becomes one", func(t *testing.T) {
 		c := connect(t, dialer, "ws://example.org/ws", nil)
 		b.expect(t, "connect")
 		before := m.must(t, "systemctl show -P MainPID wsbridge")
 		journal := m.follow(t)
-		m.must(t, "kill -9 "+before)
-		c.ends(t, 1012)
-		b.expect(t, "disconnect")
-		journal.awaitLine(t, "msg=serving")
-		if after := m.must(t, "systemctl show -P MainPID wsbridge"); after == before {
-			t.Errorf("the process is the same one: %s", after)
+		m.must(t, "cp /usr/local/bin/wsbridge /usr/local/bin/.new && mv /usr/local/bin/.new /usr/local/bin/wsbridge && systemctl reload wsbridge")
+		journal.awaitLine(t, "has gone over to the program on disk")
+		if after := m.must(t, "systemctl show -P MainPID wsbridge"); after != before {
+			t.Errorf("the main process is another: %s, and was %s", after, before)
 		}
-		connect(t, dialer, "ws://example.org/ws", nil).leaves(t, 1000)
-		b.expect(t, "connect")
+		if got := m.must(t, "readlink /proc/$(systemctl show -P MainPID wsbridge)/exe"); got != "/usr/local/bin/wsbridge\n" {
+			t.Errorf("the main process runs %q", got)
+		}
+		for _, killed := range []string{m.worker(t), strings.TrimSpace(before)} {
+			m.must(t, "kill -9 "+killed)
+			c.says(t, websocket.TextMessage, "behind")
+			c.hears(t, websocket.TextMessage, "behind")
+			b.expect(t, "message")
+		}
+		journal.awaitLine(t, "its worker goes on")
+		c.leaves(t, 1000)
 		b.expect(t, "disconnect")
+	})
+
+	t.Run("its main process hangs, and its connections go on", func(t *testing.T) {
+		m.must(t, "mkdir -p /run/systemd/system/wsbridge.service.d && printf '[Service]\nWatchdogSec=2s\n' >/run/systemd/system/wsbridge.service.d/test.conf && systemctl daemon-reload && systemctl restart wsbridge")
+		c := connect(t, dialer, "ws://example.org/ws", nil)
+		b.expect(t, "connect")
+		journal := m.follow(t)
+		m.must(t, "kill -STOP $(systemctl show -P MainPID wsbridge)")
+		journal.awaitLine(t, "Watchdog timeout")
+		journal.awaitLine(t, "its worker goes on")
+		c.says(t, websocket.TextMessage, "behind")
+		c.hears(t, websocket.TextMessage, "behind")
+		b.expect(t, "message")
+		c.leaves(t, 1000)
+		b.expect(t, "disconnect")
+		m.must(t, "rm -r /run/systemd/system/wsbridge.service.d && systemctl daemon-reload && systemctl restart wsbridge")
 	})
 
 	t.Run("a stop drains", func(t *testing.T) {
@@ -364,6 +444,67 @@ func TestTheUnitUnderARealSystemd(t *testing.T) {
 		m.must(t, "systemctl stop wsbridge")
 	})
 
+	t.Run("systemd's sockets wait for it, and restarts refuse nobody", func(t *testing.T) {
+		for _, name := range []string{"wsbridge.socket", "wsbridge@.service"} {
+			text, err := os.ReadFile("../systemd/" + name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// A port that takes a privilege.
+			m.install(t, "/etc/systemd/system/"+name, "0644", strings.NewReader(strings.ReplaceAll(string(text), "127.0.0.1:8080", "127.0.0.1:80")))
+		}
+		m.settings(t, string(shipped), raceDetector, "WSBRIDGE_BACKEND_URL=http://unix:/run/app.sock:/events", "WSBRIDGE_DRAIN_TIMEOUT=5s", "WSBRIDGE_LISTEN=127.0.0.1:80", "WSBRIDGE_PUSH_LISTEN=unix:/run/wsbridge-push.sock")
+		if out := m.must(t, "systemctl daemon-reload && systemd-analyze verify --man=no /etc/systemd/system/wsbridge.socket /etc/systemd/system/wsbridge@x.service"); out != "" {
+			t.Errorf("verify: %s", out)
+		}
+		m.must(t, "systemctl start wsbridge.socket wsbridge.service")
+		if got := m.must(t, "stat -c '%a %G' /run/wsbridge-push.sock"); got != "660 www-data\n" {
+			t.Errorf("the push socket is %q", got)
+		}
+		// Clients come all the while, one behind the other.
+		visit := "curl -sS -o /dev/null -w '%{http_code}\n' http://127.0.0.1/ws"
+		out := m.must(t, "(for i in $(seq 60); do "+visit+"; done) >/run/visits 2>&1 & for i in 1 2 3; do systemctl restart wsbridge; kill -9 $(systemctl show -P MainPID wsbridge); systemctl reload wsbridge 2>/dev/null || sleep 0.5; done; wait; sort /run/visits | uniq -c")
+		if fields := strings.Fields(out); len(fields) != 2 || fields[1] != "426" {
+			t.Errorf("60 visitors: %s", out)
+		}
+		ask := "setpriv --reuid=www-data --regid=www-data --clear-groups curl -sS -o /dev/null -w '%{http_code}' --unix-socket /run/wsbridge-push.sock http://localhost/"
+		if got := m.must(t, ask+"connections"); got != "200" {
+			t.Errorf("the application at the push socket: %s", got)
+		}
+		m.must(t, "systemctl stop wsbridge.socket wsbridge.service && rm /etc/systemd/system/wsbridge.socket /run/visits")
+
+		// Another instance, whose settings and directories are its own.
+		m.must(t, "mkdir -m 0700 -p /etc/wsbridge")
+		m.install(t, "/etc/wsbridge/x.env", "0600", strings.NewReader("WSBRIDGE_BACKEND_URL=http://unix:/run/app.sock:/events\nWSBRIDGE_LISTEN=unix:/run/wsbridge-x/ws.sock\nWSBRIDGE_PUSH_LISTEN=127.0.0.1:8091\n"))
+		m.must(t, "systemctl daemon-reload && systemctl start wsbridge@x && curl -fsS http://127.0.0.1:8091/readyz && test -d /var/lib/private/wsbridge-x && systemctl reload wsbridge@x && systemctl stop wsbridge@x && rm -r /etc/wsbridge")
+		m.settings(t, good...)
+	})
+
+	t.Run("the journal knows how grave a line is, whichever process has written it", func(t *testing.T) {
+		m.must(t, "systemctl start wsbridge && systemctl reload wsbridge")
+		journal := m.follow(t)
+		m.must(t, "kill -9 "+m.worker(t))
+		journal.awaitLine(t, "msg=serving cause=crash")
+		for priority, want := range map[string][]string{
+			"err":  {"level=ERROR", "the worker has died: another takes over"},
+			"info": {"level=INFO", "msg=serving cause=reload"},
+		} {
+			out := m.must(t, "journalctl --no-pager -o cat -u wsbridge -p "+priority+".."+priority+" _COMM=wsbridge")
+			if !strings.Contains(out, want[1]) {
+				t.Errorf("of priority %s the journal has no %q:\n%s", priority, want[1], out)
+			}
+			for line := range strings.Lines(out) {
+				if !strings.Contains(line, want[0]) && strings.Contains(line, "level=") {
+					t.Errorf("of priority %s the journal has %s", priority, line)
+				}
+			}
+		}
+		if out := m.must(t, "journalctl --no-pager -o cat -u wsbridge | grep '^<' || true"); out != "" {
+			t.Errorf("lines whose priority was not taken:\n%s", out)
+		}
+		m.must(t, "systemctl stop wsbridge")
+	})
+
 	t.Run("its lines for nginx's group and for secret files work", func(t *testing.T) {
 		on := strings.NewReplacer("\n#Group=", "\nGroup=", "\n#LoadCredential=", "\nLoadCredential=", "\n#Environment=", "\nEnvironment=").Replace(string(unit))
 		m.install(t, "/etc/systemd/system/wsbridge.service", "0644", strings.NewReader(on))
@@ -385,6 +526,16 @@ func TestTheUnitUnderARealSystemd(t *testing.T) {
 		log, _ := m.run(t, nil, "journalctl --no-pager -o cat -u wsbridge")
 		t.Logf("the journal:\n%s", log)
 	}
+}
+
+// worker returns the process id of the worker that serves.
+func (m machine) worker(t *testing.T) string {
+	t.Helper()
+	status := strings.Fields(m.must(t, "systemctl show -P StatusText wsbridge"))
+	if len(status) != 3 || status[0] != "worker" || status[2] != "serves" {
+		t.Fatalf("the unit's status is %q, want that of a worker which serves", status)
+	}
+	return status[1]
 }
 
 // follow returns the unit's journal from now on.
