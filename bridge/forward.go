@@ -48,12 +48,16 @@ func (c *conn) forward() {
 	}
 }
 
-// withdraw forgets the message that was to be posted: another worker reads it again.
+// withdraw forgets the message that was to be posted: another worker reads it again, and those behind it. None of them may be posted here, even if this worker
+// serves again before Suspend has come to the connection, or the forwarder to its next message.
 func (c *conn) withdraw() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.record.Sequence--
 	c.settle()
+	if !c.handing && c.ctx.Err() == nil {
+		c.leaveInbox()
+	}
 }
 
 // apply does what the reply to a message says.

@@ -62,11 +62,16 @@ func (c *conn) suspend() {
 	if c.handing || c.arriving || c.ctx.Err() != nil {
 		return
 	}
+	c.leaveInbox()
+	c.hand()
+}
+
+// leaveInbox leaves the messages that wait to another worker, and whatever comes behind them. The lock is held.
+func (c *conn) leaveInbox() {
 	c.handing = true
 	c.pending -= int32(len(c.inbox))
 	c.inbox, c.inboxBytes = nil, 0
 	c.changed.Broadcast()
-	c.hand()
 }
 
 // hand hands the connection over if it is to be and is at rest. The lock is held.

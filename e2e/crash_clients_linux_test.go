@@ -62,6 +62,10 @@ type party struct {
 	over    chan struct{} // closed when nothing is done to the program any more
 	closed  atomic.Int64  // connections, with one of the codes
 	answers atomic.Int64
+
+	// doubtful are pushes of which nobody has said that they were accepted. A worker that hands over passes pushes on; one that is killed meanwhile leaves its
+	// pusher without an answer, and the push may still come, behind others.
+	doubtful sync.Map
 }
 
 func (p *party) failf(format string, args ...any) {
@@ -299,8 +303,12 @@ func (c *talker) hear(conn *websocket.Conn) (string, error) {
 		}
 		var n int
 		fmt.Sscan(number, &n)
+		if _, late := c.doubtful.Load(n); late && n < c.last && !c.heard[n] {
+			c.heard[n] = true
+			continue
+		}
 		if n <= c.last || !c.member || number != fmt.Sprintf("%d to %s", n, c.user()) && number != fmt.Sprintf("%d to %s", n, everybody) {
-			return "", fmt.Errorf("%q came behind push %d", text, c.last)
+			return "", fmt.Errorf("%q came behind push %d (it had been heard: %t)", text, c.last, c.heard[n])
 		}
 		c.last, c.heard[n] = n, true
 	}
@@ -321,6 +329,9 @@ func (p *party) push(members []*talker) map[*talker]map[int]bool {
 		said, err := p.post(route, fmt.Sprintf("push %d to %s", n, whom))
 		if errors.Is(err, syscall.ECONNREFUSED) || err != nil && p.planned {
 			p.failf("push %d: %v", n, err)
+		}
+		if err != nil {
+			p.doubtful.Store(n, true)
 		}
 		if err != nil || said.Confirmed < len(to) && !(p.planned && said.Queued == len(to)) {
 			continue
