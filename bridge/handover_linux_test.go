@@ -395,6 +395,76 @@ func aHandoverDuringAPostAndALongWrite(t *testing.T, older bool) {
 	<-done
 }
 
+// TestNothingOvertakesWhatIsLeftToAnotherWorker withdraws messages that wait for the backend, which has room again before their connection is handed over.
+func TestNothingOvertakesWhatIsLeftToAnotherWorker(t *testing.T) {
+	gate, arrived := make(chan struct{}), make(chan struct{})
+	r := newRelay(t, false, func(w http.ResponseWriter, req *http.Request) {
+		body, _ := io.ReadAll(req.Body)
+		if string(body) == "wait" {
+			close(arrived)
+			<-gate
+		}
+		w.Write(body)
+	}, func(c *Config, u *upstream.Config) { u.MaxConcurrent, u.Events = 1, upstream.Types{"message"} })
+	slow, c := r.dial("/"), r.dial("/")
+	slow.WriteMessage(1, []byte("wait"))
+	<-arrived
+	words := []string{"one", "two", "three", "four"}
+	for _, word := range words[:3] {
+		c.WriteMessage(1, []byte(word))
+	}
+	worker := r.serving.Load()
+	var left *conn
+	for end := time.Now().Add(patience); left == nil; time.Sleep(time.Millisecond) {
+		for _, c := range worker.registry.all() {
+			c.mu.Lock()
+			if c.pending == 3 {
+				left = c
+			}
+			c.mu.Unlock()
+		}
+		if time.Now().After(end) {
+			t.Fatal("the messages don't wait")
+		}
+	}
+	worker.upstream.Withdraw() // as Suspend does, which has not come to the connections yet
+	var position int64
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		left.mu.Lock()
+		withdrawn := left.pending == 0
+		position = left.record.Position
+		left.mu.Unlock()
+		if withdrawn {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal("the messages are not withdrawn")
+		}
+	}
+	worker.upstream.Restore() // and as Resume does, if the new worker has died
+	close(gate)
+	if _, p, err := slow.ReadMessage(); string(p) != "wait" {
+		t.Fatalf("%q, %v", p, err)
+	}
+	c.WriteMessage(1, []byte(words[3]))
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		left.mu.Lock()
+		done := left.handed || left.record.Position > position
+		left.mu.Unlock()
+		if done {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal("nobody reads the last message")
+		}
+	}
+	r.next()
+	r.finish()
+	for _, word := range words {
+		if _, p, err := c.ReadMessage(); string(p) != word {
+			t.Fatalf("answer %q, %v, want %q", p, err, word)
+		}
+	}
+}
+
 // TestLargeMessagesPass sends messages that no socket's buffer holds, one after the other and several at once.
 func TestLargeMessagesPass(t *testing.T) { onKernels(t, largeMessagesPass) }
 
