@@ -101,8 +101,7 @@ func (b *Bridge) goodbye(c *conn) {
 // post hands a disconnect event to those that post them. It may come from a file of the journal.
 func (b *Bridge) post(event *upstream.Event, file *journalFile, kept *kept) {
 	suspended := b.keeping.isSuspended()
-	if kept != nil && suspended {
-		kept.release()
+	if kept != nil && suspended && kept.release() {
 		return
 	}
 	now := time.Now()
@@ -156,9 +155,8 @@ func (b *Bridge) postGoodbyes() {
 		case taken(reply):
 			g.bytes -= f.bytes
 			b.done(f)
-		case reply.Outcome == upstream.Withdrawn && f.kept != nil:
+		case reply.Outcome == upstream.Withdrawn && f.kept != nil && f.kept.release():
 			g.bytes -= f.bytes
-			f.kept.release()
 		case b.ctx.Err() != nil: // the drain is over, and sees to what is left
 			f.event.Attempt++
 			heap.Push(&g.waiting, f)

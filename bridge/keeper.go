@@ -131,13 +131,10 @@ func (k *kept) accepted(r *record) {
 
 // attempts returns how often an earlier worker has posted the message that ends there.
 func (k *kept) attempts(end int64) int {
-	switch {
-	case end > k.posted:
+	if end > k.posted {
 		return 0
-	case end == k.posted:
-		return max(k.attempt, 1)
 	}
-	return 1 // it is one of several whose answers had not been written
+	return max(k.attempt, 1) // also one of several whose answers had not been written: it has left at least as often as the last of them
 }
 
 // The slot's note of how the connection ends: the code, and behind it who decided.
@@ -359,15 +356,20 @@ func (k *kept) owes(event *upstream.Event, file *journalFile) *kept {
 	return k
 }
 
-// release gives the slot to the worker that serves now.
-func (k *kept) release() {
+// release gives the slot to the worker that serves now. It returns false if this is the one.
+func (k *kept) release() bool {
 	k.in.mu.Lock()
+	if !k.in.suspended {
+		k.in.mu.Unlock()
+		return false
+	}
 	reported := k.in.reported
 	k.slot.Release(k.in.Serial(), reported)
 	k.in.mu.Unlock()
 	if reported {
 		k.in.Release(k.index)
 	}
+	return true
 }
 
 // free empties the slot: nothing of the connection is left.
@@ -381,8 +383,10 @@ func (k *kept) free() {
 	in.mu.Lock()
 	if in.suspended {
 		in.mu.Unlock()
-		k.release()
-		return
+		if k.release() {
+			return
+		}
+		in.mu.Lock() // it serves again just now
 	}
 	in.free = append(in.free, k.index)
 	in.mu.Unlock()

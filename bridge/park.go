@@ -47,11 +47,12 @@ func (c *conn) unpark() {
 	go c.serve()
 }
 
-// leaveParked lets go of a parked connection's descriptor: another worker has the connection. The lock is held.
-func (c *conn) leaveParked() {
-	c.bridge.parking.remove(c.parked)
-	closeDuplicate(c.parked)
+// leaveParked returns a parked connection's descriptor, which is not watched any more. The lock is held.
+func (c *conn) leaveParked() (fd int) {
+	fd = c.parked
+	c.bridge.parking.remove(fd)
 	c.parked = 0
+	return fd
 }
 
 // maySleep reports whether the connection is one that is parked when nobody uses it, and is not. The lock is held.

@@ -94,16 +94,42 @@ func (c *conn) hand() {
 		go c.end(closeRestarting(nil))
 		return
 	}
+	var again int // in case that this worker serves
 	if c.parked != 0 {
-		c.leaveParked()
+		again = c.leaveParked()
 	} else {
+		again = duplicate(c.socket.raw)
 		c.socket.held.stop()
 	}
 	c.handed = true
 	c.bridge.registry.forget(c)
 	c.changed.Broadcast()
-	c.kept.release()
+	if c.kept.release() {
+		if again >= 0 {
+			closeDuplicate(again)
+		}
+	} else {
+		go c.bridge.takeBack(c.kept, again)
+	}
 	go c.handedOver()
+}
+
+// takeBack goes on with a connection that came to rest when this worker served again: the one that was to have it has died.
+func (b *Bridge) takeBack(k *kept, fd int) {
+	back := &kept{in: k.in, index: k.index, slot: k.slot}
+	if b.here(func() { b.goOnWith(back, fd) }) != nil && back.release() && fd >= 0 { // suspended once more
+		closeDuplicate(fd)
+	}
+}
+
+func (b *Bridge) goOnWith(k *kept, fd int) {
+	rec, err := decodeRecord(k.in.table.Bytes(holder.Block(k.slot.Record.Load())))
+	if err != nil || fd < 0 {
+		b.log.Error("a connection can't be taken back", "error", err)
+		b.farewell(k, closeRestarting(nil))
+		return
+	}
+	b.resume(k, rec, fd, nil)
 }
 
 // handedOver lets go of what this worker had of the connection.
