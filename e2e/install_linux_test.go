@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 	"golang.org/x/sys/unix"
@@ -179,7 +180,12 @@ func TestTheFiveMinutesOfTheInstallationPage(t *testing.T) {
 	hears(ada, "the shop closes at six")
 	hears(bob, "the shop closes at six")
 
-	if out := do("Change something"); !strings.Contains(out, "cause=reload") {
+	// What a program writes is in the journal a moment later.
+	out := do("Change something")
+	for end := time.Now().Add(patience); !strings.Contains(out, "cause=reload") && time.Now().Before(end); {
+		out = m.must(t, "journalctl --no-pager -u wsbridge -n 20")
+	}
+	if !strings.Contains(out, "cause=reload") {
 		t.Errorf("the journal shows\n%s", out)
 	}
 	says(bob, "still here?")
