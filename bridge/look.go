@@ -143,9 +143,8 @@ func (c *conn) makeRoom() bool {
 		}
 		k := c.kept
 		if c.ctx.Err() != nil || len(k.owed) == 0 && !c.handing {
-			if c.ctx.Err() == nil && !k.large {
-				k.large = true
-				k.slot.Large.Store(uint64(s.guard.current()) + 1)
+			if c.ctx.Err() == nil {
+				k.isLarge(s.guard.current())
 			}
 			if c.ctx.Err() != nil {
 				s.drop(s.guard.offset) // messages are let go
@@ -164,6 +163,14 @@ func (c *conn) makeRoom() bool {
 		c.goOn()
 	}
 	return true
+}
+
+// isLarge takes note that the message which begins there is dropped from the socket's buffer as it comes.
+func (k *kept) isLarge(start int64) {
+	if !k.large {
+		k.large = true
+		k.slot.Large.Store(uint64(start) + 1)
+	}
 }
 
 // stallTime is how long the rest of a message may take to come until it is looked whether its client can write it at all. What the kernel keeps with
@@ -216,10 +223,7 @@ func (c *conn) stalled() bool {
 		return true
 	}
 	if !grown && len(k.owed) == 0 && !c.handing {
-		if !k.large {
-			k.large = true
-			k.slot.Large.Store(uint64(s.guard.current()) + 1)
-		}
+		k.isLarge(s.guard.current())
 		s.drop(s.guard.within())
 	}
 	s.Conn.SetReadDeadline(time.Now().Add(stallTime))

@@ -37,10 +37,8 @@ func (c *conn) unpark() {
 	if c.parked == 0 {
 		return
 	}
-	fd, slot := c.parked, c.kept.slot
-	c.parked = 0
+	fd, slot := c.leaveParked(), c.kept.slot
 	c.bridge.built.Add(1)
-	c.bridge.parking.remove(fd)
 	c.adoptAt(fd, place{tcp: countsBytes(fd), dropped: int64(slot.DropTo.Load() - slot.Base.Load()), done: int64(slot.Progressed().Done.Load())})
 	c.attach(c.bridge.upgradeAgain(c.socket, c.record.Window > 0))
 	c.schedule(time.Now())

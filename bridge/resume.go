@@ -125,14 +125,8 @@ func (b *Bridge) takeOne(conn holder.Conn) {
 		stage = kept.opening(conn.Fd)
 	}
 	if stage == holder.StageOpen && conn.Fd >= 0 {
-		if rec, err := decodeRecord(k.table.Bytes(block)); err == nil {
-			b.resume(kept, rec, conn.Fd, expected)
-			return
-		} else {
-			b.log.Error("a connection can't be taken over", "error", err)
-			b.unreadable(kept, conn.Fd)
-			return
-		}
+		b.takeOpen(kept, conn.Fd, expected)
+		return
 	}
 	switch {
 	case conn.Fd >= 0 && (stage == holder.StageOwed || stage == holder.StageFree):
@@ -161,6 +155,17 @@ func (b *Bridge) takeOne(conn holder.Conn) {
 		}
 		b.farewell(kept, closeRestarting(nil))
 	}
+}
+
+// takeOpen goes on with a connection that is open, or ends it if nobody can read its record.
+func (b *Bridge) takeOpen(k *kept, fd int, expected *conn) {
+	rec, err := decodeRecord(k.in.table.Bytes(holder.Block(k.slot.Record.Load())))
+	if err != nil {
+		b.log.Error("a connection can't be taken over", "error", err)
+		b.unreadable(k, fd)
+		return
+	}
+	b.resume(k, rec, fd, expected)
 }
 
 // opening returns how far a connection is whose 101 was under way.

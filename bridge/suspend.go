@@ -117,19 +117,19 @@ func (c *conn) hand() {
 // takeBack goes on with a connection that came to rest when this worker served again: the one that was to have it has died.
 func (b *Bridge) takeBack(k *kept, fd int) {
 	back := &kept{in: k.in, index: k.index, slot: k.slot}
-	if b.here(func() { b.goOnWith(back, fd) }) != nil && back.release() && fd >= 0 { // suspended once more
-		closeDuplicate(fd)
+	take := func() { b.takeOpen(back, fd, nil) }
+	if fd < 0 {
+		b.log.Error("a connection can't be taken back: there is no descriptor left")
+		take = func() { b.farewell(back, closeRestarting(nil)) }
 	}
-}
-
-func (b *Bridge) goOnWith(k *kept, fd int) {
-	rec, err := decodeRecord(k.in.table.Bytes(holder.Block(k.slot.Record.Load())))
-	if err != nil || fd < 0 {
-		b.log.Error("a connection can't be taken back", "error", err)
-		b.farewell(k, closeRestarting(nil))
-		return
+	for b.here(take) != nil {
+		if back.release() { // suspended once more
+			if fd >= 0 {
+				closeDuplicate(fd)
+			}
+			return
+		}
 	}
-	b.resume(k, rec, fd, nil)
 }
 
 // handedOver lets go of what this worker had of the connection.

@@ -85,26 +85,13 @@ func (c *crash) kill() {
 	syscall.Kill(worker, syscall.SIGKILL)
 	for range c.random.IntN(3) {
 		c.moment(8 * time.Millisecond)
-		for _, pid := range c.children() {
+		workers, _ := children(c.cmd.Process.Pid)
+		for _, pid := range workers {
 			if c.random.IntN(2) == 0 {
 				syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}
 	}
-}
-
-// children returns the process ids of all workers.
-func (c *crash) children() (pids []int) {
-	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", c.cmd.Process.Pid))
-	for _, file := range files {
-		text, _ := os.ReadFile(file)
-		for _, field := range strings.Fields(string(text)) {
-			if pid, err := strconv.Atoi(field); err == nil {
-				pids = append(pids, pid)
-			}
-		}
-	}
-	return pids
 }
 
 // install puts a version of the program in the place of the one before. They differ in what is behind the program in the file.
@@ -209,36 +196,24 @@ func TestKilledInAContainer(t *testing.T) {
 	s.awaitLine(t, "msg=serving cause=start")
 	c := connect(t, websocket.Dialer{}, "ws://"+address+"/ws", nil)
 	b.expect(t, "connect")
-	children := func(pid int) (pids []int) {
-		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-		for _, file := range files {
-			text, _ := os.ReadFile(file)
-			for _, field := range strings.Fields(string(text)) {
-				if pid, err := strconv.Atoi(field); err == nil {
-					pids = append(pids, pid)
-				}
-			}
-		}
-		return pids
-	}
-	first := children(s.cmd.Process.Pid)
+	first, _ := children(s.cmd.Process.Pid)
 	if len(first) != 1 {
 		t.Fatalf("the children of unshare are %d", first)
 	}
 	for i := range 3 {
-		for _, worker := range children(first[0]) {
+		workers, _ := children(first[0])
+		for _, worker := range workers {
 			syscall.Kill(worker, syscall.SIGKILL)
 		}
 		s.awaitLines(t, i+1, "msg=serving cause=crash")
-		c.says(t, websocket.TextMessage, "behind")
-		c.hears(t, websocket.TextMessage, "behind")
-		b.expect(t, "message")
+		c.isEchoed(t, b, "behind")
 	}
 	c.leaves(t, 1000)
 	b.expect(t, "disconnect")
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) { // the orphan has ended long since
 		var dead []int
-		for _, child := range children(first[0]) {
+		left, _ := children(first[0])
+		for _, child := range left {
 			if stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", child)); strings.Contains(string(stat), ") Z ") {
 				dead = append(dead, child)
 			}

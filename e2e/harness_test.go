@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -503,6 +504,31 @@ func (c *client) leaves(t *testing.T, code int) {
 		t.Fatal(err)
 	}
 	c.ends(t, code)
+}
+
+// isEchoed says something, which the backend hears and echoes.
+func (c *client) isEchoed(t *testing.T, b *backend, text string) {
+	t.Helper()
+	c.says(t, websocket.TextMessage, text)
+	c.hears(t, websocket.TextMessage, text)
+	b.expect(t, "message")
+}
+
+// children returns the process ids of a process's children, whichever of its threads has started them. A kernel that does not tell them is an error.
+func children(pid int) (pids []int, err error) {
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)); err != nil {
+		return nil, err
+	}
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, thread := range threads {
+		text, _ := os.ReadFile(thread)
+		for _, field := range strings.Fields(string(text)) {
+			if child, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, child)
+			}
+		}
+	}
+	return pids, err
 }
 
 func shorten(text string) string {

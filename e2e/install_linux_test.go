@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/chromedp/chromedp"
 	"golang.org/x/sys/unix"
@@ -180,14 +179,9 @@ func TestTheFiveMinutesOfTheInstallationPage(t *testing.T) {
 	hears(ada, "the shop closes at six")
 	hears(bob, "the shop closes at six")
 
-	// What a program writes is in the journal a moment later.
-	out := do("Change something")
-	for end := time.Now().Add(patience); !strings.Contains(out, "cause=reload") && time.Now().Before(end); {
-		out = m.must(t, "journalctl --no-pager -u wsbridge -n 20")
-	}
-	if !strings.Contains(out, "cause=reload") {
-		t.Errorf("the journal shows\n%s", out)
-	}
+	journal := m.follow(t)
+	do("Change something")
+	journal.awaitLine(t, "cause=reload") // what a program writes is in the journal a moment later
 	says(bob, "still here?")
 	hears(ada, "bob: still here?")
 	says(ada, "yes")

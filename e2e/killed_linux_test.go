@@ -52,9 +52,7 @@ func TestEverythingIsKilledAtOnceAndTheNextStartSaysGoodbye(t *testing.T) {
 	for _, user := range []string{"ann", "bob", "cid"} {
 		c := connect(t, websocket.Dialer{}, url, nil)
 		id := b.expect(t, "connect").header.Get("ce-connectionid")
-		c.says(t, websocket.TextMessage, user)
-		c.hears(t, websocket.TextMessage, user)
-		b.expect(t, "message")
+		c.isEchoed(t, b, user)
 		open[id] = user + " 3"
 		if user == "bob" {
 			c.leaves(t, 1000)

@@ -132,18 +132,14 @@ func TestTheDebianPackage(t *testing.T) {
 		t.Errorf("upgraded: %s", out)
 	}
 	journal.awaitLine(t, "msg=serving cause=reload")
-	c.says(t, websocket.TextMessage, "behind")
-	c.hears(t, websocket.TextMessage, "behind")
-	b.expect(t, "message")
+	c.isEchoed(t, b, "behind")
 
 	// One that can't start with the settings there are leaves the version before serving.
 	m.must(t, "cp /etc/wsbridge.env /run/good.env && echo WSBRIDGE_PING_INTERVAL=often >>/etc/wsbridge.env")
 	if out := m.must(t, "dpkg -i /run/first.deb 2>&1"); !strings.Contains(out, "goes on as the version before") {
 		t.Errorf("installed with a fault in the settings: %s", out)
 	}
-	c.says(t, websocket.TextMessage, "still here")
-	c.hears(t, websocket.TextMessage, "still here")
-	b.expect(t, "message")
+	c.isEchoed(t, b, "still here")
 	m.must(t, "cp /run/good.env /etc/wsbridge.env")
 
 	m.must(t, "systemctl stop --no-block wsbridge")

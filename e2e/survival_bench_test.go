@@ -157,19 +157,11 @@ func (s *measured) stop() {
 // processes returns the process ids of holder and worker.
 func (s *measured) processes(b *testing.B) []int {
 	pid := s.process.Process.Pid
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	workers, err := children(pid)
 	if err != nil {
 		b.Fatal(err)
 	}
-	pids := []int{pid}
-	for threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)); len(threads) > 0; threads = threads[1:] {
-		children, _ = os.ReadFile(threads[0])
-		for _, child := range strings.Fields(string(children)) {
-			n, _ := strconv.Atoi(child)
-			pids = append(pids, n)
-		}
-	}
-	return pids
+	return append([]int{pid}, workers...)
 }
 
 // cpu returns the processor time of all processes so far.

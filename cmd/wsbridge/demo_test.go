@@ -33,15 +33,7 @@ func TestTwoTabsTalkAndSeeWhatTravelled(t *testing.T) {
 	browser := startBrowser(t)
 	complaints := new(complaints)
 
-	first := openTab(t, browser, d.url, complaints)
-	nameOfFirst := nicknameIn(t, first)
-	second := openTab(t, browser, d.url, complaints)
-	nameOfSecond := nicknameIn(t, second)
-	if nameOfFirst == nameOfSecond {
-		t.Fatalf("both tabs are called %q", nameOfFirst)
-	}
-	waitFor(t, first, "#people", nameOfSecond)
-	waitFor(t, second, "#people", nameOfFirst)
+	first, nameOfFirst, second, nameOfSecond := openTwoTabs(t, browser, d.url, complaints)
 
 	say(t, first, "hello from the first tab")
 	waitFor(t, first, "#log .mine", "hello from the first tab")
@@ -107,6 +99,21 @@ func TestTwoTabsTalkAndSeeWhatTravelled(t *testing.T) {
 	complaints.check(t)
 }
 
+// openTwoTabs opens two tabs that know each other.
+func openTwoTabs(t *testing.T, browser context.Context, url string, complaints *complaints) (first context.Context, nameOfFirst string, second context.Context, nameOfSecond string) {
+	t.Helper()
+	first = openTab(t, browser, url, complaints)
+	nameOfFirst = nicknameIn(t, first)
+	second = openTab(t, browser, url, complaints)
+	nameOfSecond = nicknameIn(t, second)
+	if nameOfFirst == nameOfSecond {
+		t.Fatalf("both tabs are called %q", nameOfFirst)
+	}
+	waitFor(t, first, "#people", nameOfSecond)
+	waitFor(t, second, "#people", nameOfFirst)
+	return first, nameOfFirst, second, nameOfSecond
+}
+
 // The visitor kills the worker, again and again, and the chat goes on over the same connections.
 func TestTheChatOutlivesTheWorkerThatTheVisitorKills(t *testing.T) {
 	if runtime.GOOS != "linux" {
@@ -116,11 +123,7 @@ func TestTheChatOutlivesTheWorkerThatTheVisitorKills(t *testing.T) {
 	d := startDemo(t)
 	browser := startBrowser(t)
 	complaints := new(complaints)
-	first := openTab(t, browser, d.url, complaints)
-	nameOfFirst := nicknameIn(t, first)
-	second := openTab(t, browser, d.url, complaints)
-	nameOfSecond := nicknameIn(t, second)
-	waitFor(t, first, "#people", nameOfSecond)
+	first, nameOfFirst, second, nameOfSecond := openTwoTabs(t, browser, d.url, complaints)
 	addresses := []string{pushAddress(t, first), pushAddress(t, second)}
 	for i := range 4 {
 		if err := chromedp.Do(first, chromedp.Click("#kill")); err != nil {
