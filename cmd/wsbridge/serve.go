@@ -188,13 +188,19 @@ func (v *service) drain(d *doors, restarting bool) {
 	v.log.Info("stopped", "seconds", time.Since(start).Seconds(), "disconnect_events_lost", lost)
 }
 
-// close ends the servers. The backend's last pushes get their answers; a listing that is slow to read does not hold up the end.
+// close ends the servers. The backend's last pushes get their answers, and so do clients that were accepted just before the end; what is slow to read or to ask does not
+// hold it up. The listener for clients is closed.
 func (d *doors) close() {
 	stopping, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if d.pushers.Shutdown(stopping) != nil {
 		d.pushers.Close()
 	}
+	d.serving.Wait() // whoever was accepted just now is known behind that
+	go func() {
+		d.opening.Wait() // the server's own Shutdown drops those whose request it has not read
+		cancel()
+	}()
+	<-stopping.Done()
 	d.clientServer.Close()
-	d.serving.Wait()
 }

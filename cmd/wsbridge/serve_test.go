@@ -17,6 +17,12 @@ import (
 // serving runs the program's assembly on free ports until the test ends.
 func serving(t *testing.T, environ ...string) (clients, pushes string) {
 	t.Helper()
+	return servingUntil(t.Context(), t, environ...)
+}
+
+// servingUntil does so until the context ends.
+func servingUntil(ctx context.Context, t *testing.T, environ ...string) (clients, pushes string) {
+	t.Helper()
 	s := mustParse(t, environ...)
 	var listeners [2]net.Listener
 	for i := range listeners {
@@ -26,16 +32,53 @@ func serving(t *testing.T, environ ...string) (clients, pushes string) {
 		}
 		listeners[i] = l
 	}
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- serve(ctx, s, environ, slog.New(slog.DiscardHandler), listeners[0], listeners[1]) }()
 	t.Cleanup(func() {
-		stop()
+		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("serve: %v", err)
 		}
 	})
 	return listeners[0].Addr().String(), listeners[1].Addr().String()
+}
+
+// Where systemd keeps the listener, who comes behind the end waits for the next start; who came just before it must not be worse off.
+func TestWhoWasAcceptedBeforeTheEndIsAnswered(t *testing.T) {
+	t.Parallel()
+	backend := httptest.NewServer(http.NotFoundHandler())
+	defer backend.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	clients, _ := servingUntil(ctx, t, "WSBRIDGE_BACKEND_URL="+backend.URL+"/events")
+	c, err := net.Dial("tcp", clients)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// The answer to another one says that the first has been accepted.
+	if resp, err := http.Get("http://" + clients + "/ws"); err != nil {
+		t.Fatal(err)
+	} else {
+		resp.Body.Close()
+	}
+	stop()
+	for err = nil; err == nil; {
+		var other net.Conn
+		if other, err = net.Dial("tcp", clients); err == nil {
+			other.Close()
+		}
+	}
+	fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatalf("who was accepted before the end: %v", err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusUpgradeRequired {
+		t.Errorf("who was accepted before the end: %s, want 426", resp.Status)
+	}
 }
 
 // Who announces a body and never sends it gets an answer, and then must not hold a socket for ever: those sockets are in front of all
