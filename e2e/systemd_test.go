@@ -512,6 +512,10 @@ func TestTheUnitUnderARealSystemd(t *testing.T) {
 		}
 		m.must(t, "systemctl stop wsbridge")
 	})
+	// All of those that did so have gone by themselves.
+	if out, _ := m.run(t, nil, "journalctl --no-pager -o cat -u wsbridge | grep 'died while it handed over'"); out != "" {
+		t.Errorf("the journal says %s", out)
+	}
 	if t.Failed() {
 		log, _ := m.run(t, nil, "journalctl --no-pager -o cat -u wsbridge")
 		t.Logf("the journal:\n%s", log)

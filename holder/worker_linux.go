@@ -179,10 +179,12 @@ func (h *holding) died(w *worker, state *os.ProcessState) {
 	}
 	if i := slices.Index(h.lingering, w); i >= 0 {
 		h.lingering = slices.Delete(h.lingering, i, i+1)
-		if state == nil || !state.Success() {
-			h.config.Log.Error("a worker has died while it handed over", "pid", w.pid, "how", how)
+		left := h.left(w)
+		// How one ends that another holder has started, nobody can tell: but one that has handed over all has no reason to go on.
+		if state != nil && !state.Success() || state == nil && len(left) > 0 {
+			h.config.Log.Error("a worker has died while it handed over", "pid", w.pid, "how", how, "connections", len(left))
 		}
-		h.takeFrom(w)
+		h.takeFrom(w, left)
 		h.finishIfDrained()
 		return
 	}
@@ -225,18 +227,22 @@ func (h *holding) died(w *worker, state *os.ProcessState) {
 	h.succeed(cause)
 }
 
-// takeFrom gives the connections of a worker that has died while it handed over to the one that serves.
-func (h *holding) takeFrom(w *worker) {
-	if h.active == nil || h.active.told.IsZero() {
-		return // whoever is told to serve is given them with the others
-	}
-	var conns []Conn
+// left returns the connections that a worker has not handed over.
+func (h *holding) left(w *worker) (conns []Conn) {
 	for i, s := range h.sockets {
 		if s.fd != 0 && h.table.Slot(uint32(i)).Had(w.serial) {
 			conns = append(conns, Conn{uint32(i), s.gen, int(s.fd)})
 		}
 	}
-	h.hand(h.active, conns)
+	return conns
+}
+
+// takeFrom gives the connections of a worker that has died while it handed over to the one that serves.
+func (h *holding) takeFrom(w *worker, left []Conn) {
+	if h.active == nil || h.active.told.IsZero() {
+		return // whoever is told to serve is given them with the others
+	}
+	h.hand(h.active, left)
 	h.tell(h.active, packet{op: byte(Gone), a: w.serial})
 	h.lend()
 }
