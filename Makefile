@@ -26,8 +26,8 @@ soak: tools ## run the tests that take longer: the servers with their own idle l
 	WSBRIDGE_TEST_HOLDER=off go test -count=1 -timeout 20m -skip 'Killed|Reloaded|Systemd' ./e2e
 
 .PHONY: bench
-bench: ## run the benchmarks: how the backend is asked again behind an outage
-	go test -run '^$$' -bench . -benchtime 1x ./...
+bench: ## run the benchmarks, of the parts and of the whole beside nchan (libnginx-mod-nchan) and a bare gorilla server
+	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (2m)

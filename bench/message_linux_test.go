@@ -1,0 +1,118 @@
+// Package bench measures wsbridge beside nchan and a bare gorilla server, with the same load in the same run: on a machine that has other work to do only such ratios mean
+// something. The servers, the backend and the load are processes of their own.
+package bench
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+const (
+	rounds = 3               // in turn; the median of each figure counts
+	span   = 3 * time.Second // of one measurement
+)
+
+// BenchmarkMessage prints the server's processor time for one message and its answer, with clients that have one under way each, by their number and the message's size.
+func BenchmarkMessage(b *testing.B) {
+	bed := newBed(b)
+	for _, row := range []struct{ clients, size int }{{64, 64}, {512, 64}, {5_000, 64}, {64, 1 << 10}, {64, 16 << 10}, {64, 64 << 10}} {
+		b.Run(fmt.Sprintf("%d_clients/%d_bytes", row.clients, row.size), func(b *testing.B) {
+			costs := map[string][]float64{}
+			for range rounds {
+				for _, kind := range kinds {
+					costs[kind] = append(costs[kind], cost(b, bed, kind, row.clients, row.size))
+				}
+			}
+			b.ReportMetric(0, "ns/op")
+			for _, kind := range kinds {
+				b.ReportMetric(median(costs[kind]), kind+"-us/message")
+			}
+			b.ReportMetric(median(costs["wsbridge"])/median(costs["nchan"]), "x-nchan")
+		})
+	}
+}
+
+// cost returns the processor time of one message, in microseconds.
+func cost(b *testing.B, bed *bed, kind string, clients, size int) float64 {
+	b.Helper()
+	s := bed.start(b, kind)
+	defer s.stop()
+	f := dial(b, s, clients, size)
+	defer f.close()
+	f.run(b, span/6, 0) // connections to the backend are opened, and stacks grown
+	before := s.cpu(b)
+	took := f.run(b, span, 0)
+	return float64((s.cpu(b) - before).Microseconds()) / float64(len(took))
+}
+
+// BenchmarkTail prints how long a message takes from when it was due until its answer is there, at half of the rate that the slower of wsbridge and nchan has at the most: 64
+// clients, 64 bytes.
+func BenchmarkTail(b *testing.B) {
+	const clients, size = 64, 64
+	bed := newBed(b)
+	most := map[string]float64{}
+	kinds := []string{"wsbridge", "nchan"}
+	with := func(kind string, do func(f *fleet)) {
+		s := bed.start(b, kind)
+		defer s.stop()
+		f := dial(b, s, clients, size)
+		defer f.close()
+		f.run(b, span/6, 0)
+		do(f)
+	}
+	for _, kind := range kinds {
+		with(kind, func(f *fleet) { most[kind] = float64(len(f.run(b, span, 0))) / span.Seconds() })
+	}
+	rate := min(most["wsbridge"], most["nchan"]) / 2
+	interval := time.Duration(clients / rate * float64(time.Second))
+	shares := []struct {
+		name  string
+		share float64
+	}{{"p50", .5}, {"p99", .99}, {"p99.9", .999}}
+	times := map[string][]float64{}
+	for range rounds {
+		for _, kind := range kinds {
+			with(kind, func(f *fleet) {
+				took := f.run(b, 2*span, interval)
+				for _, s := range shares {
+					name := kind + "-" + s.name + "-us"
+					times[name] = append(times[name], float64(quantile(took, s.share).Microseconds()))
+				}
+			})
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(rate, "messages/s")
+	for name, all := range times {
+		b.ReportMetric(median(all), name)
+	}
+}
+
+// BenchmarkIdle prints the memory that the server's processes grow by for each connection of 10,000 that say nothing, some seconds after they were opened.
+func BenchmarkIdle(b *testing.B) {
+	const clients = 10_000
+	bed := newBed(b)
+	sizes := map[string][]float64{}
+	for range rounds {
+		for _, kind := range kinds {
+			s := bed.start(b, kind)
+			before := s.memory(b)
+			f := dial(b, s, clients, 0)
+			time.Sleep(2 * span)
+			sizes[kind] = append(sizes[kind], float64(s.memory(b)-before)/1024/clients)
+			f.close()
+			s.stop()
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	for _, kind := range kinds {
+		b.ReportMetric(median(sizes[kind]), kind+"-KiB/connection")
+	}
+	b.ReportMetric(median(sizes["wsbridge"])/median(sizes["nchan"]), "x-nchan")
+}
+
+func median(all []float64) float64 {
+	return slices.Sorted(slices.Values(all))[len(all)/2]
+}
