@@ -67,7 +67,7 @@ func (f *fleet) close() {
 
 // run lets all clients say something until the time is over, each what it has had back before it says more, and returns how long each message took. With an interval
 // a client's message is due at fixed times, whatever became of the one before, and its time counts from there: a server that stalls is not asked less.
-func (f *fleet) run(b *testing.B, time_, interval time.Duration) []time.Duration {
+func (f *fleet) run(b *testing.B, during, interval time.Duration) []time.Duration {
 	b.Helper()
 	var (
 		all  sync.WaitGroup
@@ -78,7 +78,7 @@ func (f *fleet) run(b *testing.B, time_, interval time.Duration) []time.Duration
 	for i, c := range f.conns {
 		all.Go(func() {
 			due := start.Add(interval * time.Duration(i) / time.Duration(len(f.conns)))
-			for n := 0; time.Since(start) < time_ && due.Sub(start) < time_; n++ {
+			for n := 0; time.Since(start) < during && due.Sub(start) < during; n++ {
 				if interval > 0 {
 					time.Sleep(time.Until(due))
 				} else {
