@@ -35,7 +35,7 @@ const dialers = 16
 var network = byte(os.Getpid())
 
 // dial opens the connections, each to an address of its own making.
-func dial(b *testing.B, s *server, count, size int) *fleet {
+func dial(b *testing.B, s *server, count, size int, url func(i int) string) *fleet {
 	b.Helper()
 	f := &fleet{s, make([]*websocket.Conn, count), max(size, 32)}
 	errs := make([]error, dialers)
@@ -48,7 +48,7 @@ func dial(b *testing.B, s *server, count, size int) *fleet {
 					from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, network, byte(1+i/2_500))}}
 					return from.DialContext(ctx, kind, address)
 				}}
-				f.conns[i], _, errs[first] = d.Dial(s.url(i), nil)
+				f.conns[i], _, errs[first] = d.Dial(url(i), nil)
 			}
 		})
 	}

@@ -47,7 +47,7 @@ func cost(b *testing.B, bed *bed, kind string, clients, size int) float64 {
 	b.Helper()
 	s := bed.start(b, kind)
 	defer s.stop()
-	f := dial(b, s, clients, size)
+	f := dial(b, s, clients, size, s.url)
 	defer f.close()
 	f.run(b, span/6, 0) // connections to the backend are opened, and stacks grown
 	before := s.cpu(b)
@@ -65,7 +65,7 @@ func BenchmarkTail(b *testing.B) {
 	with := func(kind string, do func(f *fleet)) {
 		s := bed.start(b, kind)
 		defer s.stop()
-		f := dial(b, s, clients, size)
+		f := dial(b, s, clients, size, s.url)
 		defer f.close()
 		f.run(b, span/6, 0)
 		do(f)
@@ -107,7 +107,7 @@ func BenchmarkIdle(b *testing.B) {
 		for _, kind := range kinds {
 			s := bed.start(b, kind)
 			before := s.memory(b)
-			f := dial(b, s, clients, 0)
+			f := dial(b, s, clients, 0, s.url)
 			time.Sleep(2 * span)
 			sizes[kind] = append(sizes[kind], float64(s.memory(b)-before)/1024/clients)
 			f.close()

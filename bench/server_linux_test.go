@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// echo is the backend: it answers what it is asked.
+// echo is the backend: it answers what it is asked, and puts whom the URL names a group into it.
 func echo(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -40,6 +40,9 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	w.Header()["Content-Type"] = []string{"text/plain"}
 	w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
 	w.Header()["Date"] = nil
+	if group := r.URL.Query().Get("group"); group != "" {
+		w.Header()["Ws-Join"] = []string{group}
+	}
 	w.Write(body)
 }
 
@@ -71,6 +74,8 @@ http {
   server {
     listen %[4]s backlog=4096;
     location ~ ^/ws/(.+)$ { nchan_pubsub websocket; nchan_channel_id $1; nchan_subscriber_first_message newest; nchan_message_buffer_length 0; nchan_publisher_upstream_request /up; }
+    location ~ ^/group/(.+)$ { nchan_subscriber websocket; nchan_channel_id $1; nchan_subscriber_first_message newest; nchan_message_buffer_length 0; }
+    location ~ ^/groups/(.+)$ { nchan_publisher http; nchan_channel_id $1; nchan_message_buffer_length 0; }
     location = /up { internal; proxy_pass http://be/echo; proxy_http_version 1.1; proxy_set_header Connection ""; }
   }
 }
@@ -88,6 +93,7 @@ type bed struct {
 // server is one that runs.
 type server struct {
 	kind    string
+	push    string // where pushes go
 	address string
 	process *os.Process
 }
@@ -122,12 +128,12 @@ func (bed *bed) start(b *testing.B, kind string) *server {
 		if err != nil {
 			nginx = "/usr/sbin/nginx"
 		}
-		return launch(b, kind, address, nil, nginx, "-c", conf)
+		return launch(b, kind, address, address, nil, nginx, "-c", conf)
 	case "gorilla":
 		return part(b, kind)
 	}
-	address := freeAddress(b)
-	return launch(b, kind, address, []string{"WSBRIDGE_LISTEN=" + address, "WSBRIDGE_PUSH_LISTEN=" + freeAddress(b), "WSBRIDGE_BACKEND_URL=http://" + bed.backend + "/",
+	address, push := freeAddress(b), freeAddress(b)
+	return launch(b, kind, address, push, []string{"WSBRIDGE_LISTEN=" + address, "WSBRIDGE_PUSH_LISTEN=" + push, "WSBRIDGE_BACKEND_URL=http://" + bed.backend + "/",
 		"WSBRIDGE_MAX_CONNECTIONS=19900", "WSBRIDGE_LOG_LEVEL=error"}, bed.program)
 }
 
@@ -135,11 +141,11 @@ func (bed *bed) start(b *testing.B, kind string) *server {
 func part(b *testing.B, name string) *server {
 	b.Helper()
 	address := freeAddress(b)
-	return launch(b, name, address, []string{role + "=" + name}, os.Args[0], address)
+	return launch(b, name, address, "", []string{role + "=" + name}, os.Args[0], address)
 }
 
 // launch starts a program, and returns when it listens.
-func launch(b *testing.B, kind, address string, env []string, name string, args ...string) *server {
+func launch(b *testing.B, kind, address, push string, env []string, name string, args ...string) *server {
 	b.Helper()
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), env...)
@@ -148,7 +154,7 @@ func launch(b *testing.B, kind, address string, env []string, name string, args 
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
-	s := &server{kind, address, cmd.Process}
+	s := &server{kind, push, address, cmd.Process}
 	for until := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		c, err := net.Dial("tcp", address)
 		if err == nil {
@@ -168,8 +174,16 @@ func (s *server) stop() {
 	s.process.Wait()
 }
 
-// url is where the client with that number connects.
+// url is where the client with that number connects, to talk.
 func (s *server) url(i int) string { return "ws://" + s.address + "/ws/" + strconv.Itoa(i) }
+
+// group is where a client connects to hear what is pushed to the group "all".
+func (s *server) group(int) string {
+	if s.kind == "nchan" {
+		return "ws://" + s.address + "/group/all"
+	}
+	return "ws://" + s.address + "/ws?group=all"
+}
 
 // processes calls with the directory in /proc and the fields of stat behind the name (state, parent, process group, …) of each of the server's processes.
 func (s *server) processes(each func(dir string, fields []string)) {

@@ -1,0 +1,78 @@
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// BenchmarkFanout prints the server's processor time for each delivery of what is pushed to a group, by the group's size. One push follows the other as soon as it is
+// accepted, and every member must have them all: in order from wsbridge, while nchan has been seen to mix them.
+func BenchmarkFanout(b *testing.B) {
+	const deliveries = 200_000
+	bed := newBed(b)
+	for _, members := range []int{10, 1_000, 10_000} {
+		b.Run(fmt.Sprintf("%d_members", members), func(b *testing.B) {
+			costs := map[string][]float64{}
+			for range rounds {
+				for _, kind := range []string{"wsbridge", "nchan"} {
+					costs[kind] = append(costs[kind], delivery(b, bed, kind, members, deliveries/members))
+				}
+			}
+			b.ReportMetric(0, "ns/op")
+			for kind, all := range costs {
+				b.ReportMetric(median(all), kind+"-us/delivery")
+			}
+			b.ReportMetric(median(costs["wsbridge"])/median(costs["nchan"]), "x-nchan")
+		})
+	}
+}
+
+// delivery returns the processor time of one delivery, in microseconds.
+func delivery(b *testing.B, bed *bed, kind string, members, pushes int) float64 {
+	b.Helper()
+	s := bed.start(b, kind)
+	defer s.stop()
+	f := dial(b, s, members, 0, s.group)
+	defer f.close()
+	errs := make([]error, members)
+	var all sync.WaitGroup
+	for i, c := range f.conns {
+		all.Go(func() {
+			for n := range pushes {
+				c.SetReadDeadline(time.Now().Add(patience))
+				_, message, err := c.ReadMessage()
+				if err == nil && string(message) != pushed(n) && kind == "wsbridge" {
+					err = fmt.Errorf("had %q, want %q", message, pushed(n))
+				}
+				if err != nil {
+					errs[i] = fmt.Errorf("member %d of %s: %w", i, kind, err)
+					return
+				}
+			}
+		})
+	}
+	before := s.cpu(b)
+	for n := range pushes {
+		resp, err := http.Post("http://"+s.push+"/groups/all", "text/plain", strings.NewReader(pushed(n)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode/100 != 2 {
+			b.Fatalf("push %d to %s: %s", n, kind, resp.Status)
+		}
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		b.Fatalf("%.1000v", err)
+	}
+	return float64((s.cpu(b) - before).Microseconds()) / float64(members*pushes)
+}
+
+// pushed is the message with that number: 128 bytes.
+func pushed(n int) string { return fmt.Sprintf("%0128d", n) }
