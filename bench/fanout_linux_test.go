@@ -3,6 +3,7 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -17,17 +18,7 @@ func BenchmarkFanout(b *testing.B) {
 	bed := newBed(b)
 	for _, members := range []int{10, 1_000, 10_000} {
 		b.Run(fmt.Sprintf("%d_members", members), func(b *testing.B) {
-			costs := map[string][]float64{}
-			for range rounds {
-				for _, kind := range []string{"wsbridge", "nchan"} {
-					costs[kind] = append(costs[kind], delivery(b, bed, kind, members, deliveries/members))
-				}
-			}
-			b.ReportMetric(0, "ns/op")
-			for kind, all := range costs {
-				b.ReportMetric(median(all), kind+"-us/delivery")
-			}
-			b.ReportMetric(median(costs["wsbridge"])/median(costs["nchan"]), "x-nchan")
+			compare(b, []string{"wsbridge", "nchan"}, "us/delivery", func(kind string) float64 { return delivery(b, bed, kind, members, deliveries/members) })
 		})
 	}
 }
@@ -62,6 +53,7 @@ func delivery(b *testing.B, bed *bed, kind string, members, pushes int) float64 
 		if err != nil {
 			b.Fatal(err)
 		}
+		io.Copy(io.Discard, resp.Body) // or the next push needs a connection of its own
 		resp.Body.Close()
 		if resp.StatusCode/100 != 2 {
 			b.Fatalf("push %d to %s: %s", n, kind, resp.Status)

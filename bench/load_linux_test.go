@@ -34,7 +34,7 @@ const dialers = 16
 // network is the third number of the loopback addresses that the next fleet comes from. Each has its own, for the ports of those before are not free for a minute.
 var network = byte(os.Getpid())
 
-// dial opens the connections, each to an address of its own making.
+// dial opens the connections of a server's clients, whose messages are to have that size (at least 32 bytes): client i's to url(i).
 func dial(b *testing.B, s *server, count, size int, url func(i int) string) *fleet {
 	b.Helper()
 	f := &fleet{s, make([]*websocket.Conn, count), max(size, 32)}
@@ -59,6 +59,7 @@ func dial(b *testing.B, s *server, count, size int, url func(i int) string) *fle
 	return f
 }
 
+// close ends the connections.
 func (f *fleet) close() {
 	for _, c := range f.conns {
 		c.Close()

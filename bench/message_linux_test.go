@@ -1,5 +1,5 @@
 // Package bench measures wsbridge beside nchan and a bare gorilla server, with the same load in the same run: on a machine that has other work to do only such ratios mean
-// something. The servers, the backend and the load are processes of their own.
+// something. The servers and the backend are processes of their own.
 package bench
 
 import (
@@ -22,23 +22,30 @@ func BenchmarkMessage(b *testing.B) {
 	bed := newBed(b)
 	for _, row := range []struct{ clients, size int }{{64, 64}, {512, 64}, {5_000, 64}, {64, 1 << 10}, {64, 16 << 10}, {64, 64 << 10}} {
 		b.Run(fmt.Sprintf("%d_clients/%d_bytes", row.clients, row.size), func(b *testing.B) {
-			costs := map[string][]float64{}
-			for range rounds {
-				for _, kind := range kinds {
-					if kind == "nchan" && row.size > largestOfNchan {
-						continue
-					}
-					costs[kind] = append(costs[kind], cost(b, bed, kind, row.clients, row.size))
-				}
+			kinds := []string{"wsbridge", "nchan", "gorilla"}
+			if row.size > largestOfNchan {
+				kinds = []string{"wsbridge", "gorilla"}
 			}
-			b.ReportMetric(0, "ns/op")
-			for kind, all := range costs {
-				b.ReportMetric(median(all), kind+"-us/message")
-			}
-			if row.size <= largestOfNchan {
-				b.ReportMetric(median(costs["wsbridge"])/median(costs["nchan"]), "x-nchan")
-			}
+			compare(b, kinds, "us/message", func(kind string) float64 { return cost(b, bed, kind, row.clients, row.size) })
 		})
+	}
+}
+
+// compare measures the servers in turn, and prints the median of each one's figures and the ratio to nchan's.
+func compare(b *testing.B, kinds []string, unit string, measure func(kind string) float64) {
+	b.Helper()
+	figures := map[string][]float64{}
+	for range rounds {
+		for _, kind := range kinds {
+			figures[kind] = append(figures[kind], measure(kind))
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	for _, kind := range kinds {
+		b.ReportMetric(median(figures[kind]), kind+"-"+unit)
+	}
+	if theirs := figures["nchan"]; theirs != nil {
+		b.ReportMetric(median(figures["wsbridge"])/median(theirs), "x-nchan")
 	}
 }
 
@@ -100,25 +107,20 @@ func BenchmarkTail(b *testing.B) {
 
 // BenchmarkIdle prints the memory that the server's processes grow by for each connection of 10,000 that say nothing, some seconds after they were opened.
 func BenchmarkIdle(b *testing.B) {
-	const clients = 10_000
 	bed := newBed(b)
-	sizes := map[string][]float64{}
-	for range rounds {
-		for _, kind := range kinds {
-			s := bed.start(b, kind)
-			before := s.memory(b)
-			f := dial(b, s, clients, 0, s.url)
-			time.Sleep(2 * span)
-			sizes[kind] = append(sizes[kind], float64(s.memory(b)-before)/1024/clients)
-			f.close()
-			s.stop()
-		}
-	}
-	b.ReportMetric(0, "ns/op")
-	for _, kind := range kinds {
-		b.ReportMetric(median(sizes[kind]), kind+"-KiB/connection")
-	}
-	b.ReportMetric(median(sizes["wsbridge"])/median(sizes["nchan"]), "x-nchan")
+	compare(b, []string{"wsbridge", "nchan", "gorilla"}, "KiB/connection", func(kind string) float64 { return growth(b, bed, kind, 10_000) })
+}
+
+// growth returns the memory of one connection, in KiB.
+func growth(b *testing.B, bed *bed, kind string, clients int) float64 {
+	b.Helper()
+	s := bed.start(b, kind)
+	defer s.stop()
+	before := s.memory(b)
+	f := dial(b, s, clients, 0, s.url)
+	defer f.close()
+	time.Sleep(2 * span)
+	return float64(s.memory(b)-before) / 1024 / float64(clients)
 }
 
 func median(all []float64) float64 {

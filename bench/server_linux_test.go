@@ -81,9 +81,6 @@ http {
 }
 `
 
-// kinds are the servers that are measured, side by side.
-var kinds = []string{"wsbridge", "nchan", "gorilla"}
-
 // bed is what the servers are started with.
 type bed struct {
 	program string // wsbridge
@@ -114,7 +111,7 @@ func newBed(b *testing.B) *bed {
 	return bed
 }
 
-// start starts a server of that kind.
+// start starts a server of that kind: wsbridge, nchan or gorilla.
 func (bed *bed) start(b *testing.B, kind string) *server {
 	b.Helper()
 	switch kind {
