@@ -226,7 +226,7 @@ func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time,
 		}
 		return lost
 	}
-	for line := c.pool.take(); ; line = nil {
+	for line := c.pool.take(); ; {
 		if line == nil {
 			dialing, cancel := context.WithDeadline(ctx, deadline)
 			var err error
@@ -249,8 +249,12 @@ func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time,
 			line.Close()
 		}
 		switch {
+		case errors.Is(err, errStale) && !interrupted:
+			line = c.pool.take()
+			continue
 		case untaken && line.reused && ctx.Err() == nil && time.Now().Before(deadline):
 			c.repeats.Inc()
+			line = nil
 			continue
 		case untaken:
 			return nil, nil, timed(&lostError{error: err, outcome: Unreachable})

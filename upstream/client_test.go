@@ -409,6 +409,8 @@ func TestNeverMorePostsThanConfigured(t *testing.T) {
 		})
 	}
 	all.Wait()
+	mu.Lock()
+	defer mu.Unlock()
 	if high != most {
 		t.Errorf("%d POSTs at once, want %d", high, most)
 	}

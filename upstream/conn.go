@@ -27,13 +27,18 @@ const (
 	maxInterim = 20
 )
 
-var errHeaderTooLarge = errors.New("the headers are larger than 64 KiB")
+var (
+	errHeaderTooLarge = errors.New("the headers are larger than 64 KiB")
+	// errStale says that nothing was asked on a connection that was idle.
+	errStale = errors.New("the backend has closed the idle connection, or sent on it what nobody asked for")
+)
 
 // conn is one connection to the backend. It knows what has happened on it since a request began, which decides whether that may
 // have been taken.
 type conn struct {
-	net.Conn        // requests are written to it: the socket, or TLS over it
-	socket   *meter // the socket itself
+	net.Conn         // requests are written to it: the socket, or TLS over it
+	socket   *meter  // the socket itself
+	direct   *direct // the way to it that is used; nil: net.Conn's
 	reader   *bufio.Reader
 
 	head     int64 // bytes that the head of the answer may still take
@@ -68,6 +73,7 @@ func (m *meter) Write(p []byte) (int, error) {
 func newConn(socket net.Conn) *conn {
 	c := &conn{socket: &meter{Conn: socket}}
 	c.Conn = c.socket
+	c.direct = newDirect(socket)
 	_, c.told = unacknowledged(socket)
 	c.reader = bufio.NewReaderSize(answerReader{c}, readAhead)
 	return c
@@ -120,7 +126,7 @@ func (c *conn) Close() error {
 // secure puts TLS over the socket.
 func (c *conn) secure(config *tls.Config) *tls.Conn {
 	secure := tls.Client(c.socket, config)
-	c.Conn = secure
+	c.Conn, c.direct = secure, nil
 	return secure
 }
 
@@ -135,7 +141,7 @@ func (r answerReader) Read(p []byte) (int, error) {
 		}
 		p = p[:min(int64(len(p)), r.head)]
 	}
-	n, err := r.Conn.Read(p)
+	n, err := r.read(p)
 	r.head -= int64(n)
 	r.answered = r.answered || n > 0
 	if err != nil {
@@ -144,20 +150,38 @@ func (r answerReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// read reads from the connection, and where a request waits to be written does that before.
+func (c *conn) read(p []byte) (n int, err error) {
+	if c.direct == nil {
+		return c.Conn.Read(p)
+	}
+	n, written, err := c.direct.read(p)
+	if written > 0 { // or else somebody else may be writing
+		c.socket.written = int64(written)
+	}
+	return n, err
+}
+
 // exchange sends a request and reads its answer: the head, and of the body at most one byte more than limit. What has come, it returns also
 // beside an error. The caller has set the deadline.
 func (c *conn) exchange(request []byte, limit int64) (answer *http.Response, body []byte, err error) {
 	c.socket.written, c.answered, c.failure = 0, false, nil
-	written := make(chan struct{})
 	if len(request) <= inlineWrite {
+		if c.direct != nil {
+			c.direct.request, c.direct.reused = request, c.reused
+		} else {
+			c.write(request)
+		}
+		return c.answer(limit)
+	}
+	if c.direct != nil && c.reused && !c.silent() {
+		return nil, nil, errStale
+	}
+	written := make(chan struct{})
+	go func() {
 		c.write(request)
 		close(written)
-	} else {
-		go func() {
-			c.write(request)
-			close(written)
-		}()
-	}
+	}()
 	answer, body, err = c.answer(limit)
 	select {
 	case <-written:

@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"context"
-	"net"
 	"sync"
 	"syscall"
 	"time"
@@ -32,7 +31,7 @@ type pool struct {
 	era    int // how often the connections were given up
 }
 
-// take returns the idle connection that was used last and still stands, or nil.
+// take returns the idle connection that was used last and still stands, or nil. Whether a direct one does is seen when it is used.
 func (p *pool) take() *conn {
 	for now := time.Now(); ; {
 		p.mu.Lock()
@@ -45,7 +44,7 @@ func (p *pool) take() *conn {
 		p.idle[last] = nil
 		p.idle = p.idle[:last]
 		p.mu.Unlock()
-		if now.Before(c.until) && silent(c.socket.Conn) {
+		if now.Before(c.until) && (c.direct != nil || c.silent()) {
 			return c
 		}
 		c.Close()
@@ -146,10 +145,10 @@ func earliest(a, b time.Time) time.Time {
 	return a
 }
 
-// silent reports whether an idle socket is as it was left: not closed by the backend, and with nothing in it that nobody asked for, which
+// silent reports whether an idle connection is as it was left: not closed by the backend, and with nothing in it that nobody asked for, which
 // would else be taken for the answer to the next request. Of what is no socket nothing is known.
-func silent(socket net.Conn) bool {
-	holder, ok := socket.(syscall.Conn)
+func (c *conn) silent() bool {
+	holder, ok := c.socket.Conn.(syscall.Conn)
 	if !ok {
 		return true
 	}
@@ -157,11 +156,7 @@ func silent(socket net.Conn) bool {
 	if err != nil {
 		return false
 	}
-	quiet := false
-	err = raw.Control(func(fd uintptr) {
-		var one [1]byte
-		_, _, failure := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		quiet = failure == syscall.EAGAIN
-	})
-	return quiet && err == nil
+	is := false
+	err = raw.Control(func(fd uintptr) { is = quiet(fd) })
+	return is && err == nil
 }
