@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -243,5 +244,46 @@ func TestAPostThatMeetsTheCloseOfAnIdleConnectionGoesOutAgain(t *testing.T) {
 				t.Error("no POST has met a close")
 			}
 		})
+	}
+}
+
+// An idle connection on which something has come that nobody asked for would have it taken for the next answer, and on one whose backend has ended its side none would come.
+func TestAnIdleConnectionThatIsNotAsItWasLeftIsNotUsed(t *testing.T) {
+	for _, change := range []struct {
+		name string
+		do   func(net.Conn)
+	}{
+		{"another answer", func(conn net.Conn) { io.WriteString(conn, fresh) }},
+		{"another answer and a close", func(conn net.Conn) { io.WriteString(conn, fresh); conn.Close() }},
+		{"half a close", func(conn net.Conn) { conn.(*net.TCPConn).CloseWrite() }},
+	} {
+		for _, size := range []int{1, inlineWrite + 1} {
+			t.Run(fmt.Sprint(change.name, ", ", size), func(t *testing.T) {
+				answered := make(chan struct{})
+				c := clientFor(t, listen(t, func(conn net.Conn) {
+					r := bufio.NewReader(conn)
+					if p, err := receive(r); err != nil || string(p.body) != "first" {
+						for ; err == nil; _, err = receive(r) {
+							io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext")
+						}
+						return
+					}
+					io.WriteString(conn, strings.Replace(fresh, "\r\n", "\r\nKeep-Alive: timeout=3600\r\n", 1))
+					<-answered // or else it would be of the first answer
+					change.do(conn)
+					io.Copy(io.Discard, conn)
+				}))
+				if got := said(c.Post(t.Context(), text("first"))); got != "fresh" {
+					t.Fatalf("first: got = %s, want fresh", got)
+				}
+				close(answered)
+				for line := c.pool.idle[0]; line.silent(); {
+					time.Sleep(time.Millisecond)
+				}
+				if got := said(c.Post(t.Context(), text(strings.Repeat("x", size)))); got != "next" {
+					t.Errorf("got = %s, want next", got)
+				}
+			})
+		}
 	}
 }
