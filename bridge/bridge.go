@@ -180,17 +180,30 @@ func (b *Bridge) isDraining() bool {
 	return b.draining
 }
 
-// ask posts an event. Where everything is logged there is a line for each, without what the event or the reply says.
+// ask posts an event.
 func (b *Bridge) ask(ctx context.Context, event *upstream.Event) *upstream.Reply {
-	if !b.log.Enabled(ctx, slog.LevelDebug) {
-		return b.upstream.Post(ctx, event)
-	}
 	began := time.Now()
 	reply := b.upstream.Post(ctx, event)
+	b.note(ctx, event, reply, began)
+	return reply
+}
+
+// postIn posts an event in its turn. It returns as well whose turn has come by that.
+func (b *Bridge) postIn(ctx context.Context, turn *upstream.Turn) (*upstream.Reply, *upstream.Turn) {
+	began := time.Now()
+	reply, next := b.upstream.PostIn(ctx, turn)
+	b.note(ctx, turn.Event, reply, began)
+	return reply, next
+}
+
+// note writes a line for each event where everything is logged, without what the event or the reply says.
+func (b *Bridge) note(ctx context.Context, event *upstream.Event, reply *upstream.Reply, began time.Time) {
+	if !b.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
 	b.log.LogAttrs(ctx, slog.LevelDebug, "event", slog.String("type", string(event.Type)), slog.String("id", event.ConnectionID), slog.String("event", event.ID),
 		slog.Uint64("sequence", event.Sequence), slog.Int("attempt", event.Attempt), slog.Int("bytes", len(event.Body.Data)),
 		slog.String("outcome", reply.Outcome.String()), slog.Int("status", reply.Status), slog.Int("messages", len(reply.Messages)), slog.Float64("seconds", time.Since(began).Seconds()))
-	return reply
 }
 
 // complain writes the one line about a reply that an operator may have to do something about. What comes in floods is only said now and

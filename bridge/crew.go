@@ -1,6 +1,10 @@
 package bridge
 
-import "sync"
+import (
+	"sync"
+
+	"wsbridge/upstream"
+)
 
 // crewRests is how many goroutines of a crew may wait for something to do.
 const crewRests = 64
@@ -8,39 +12,46 @@ const crewRests = 64
 // crew runs forwarders, in goroutines that have run others before: a new one would begin with a small stack and have it copied twice on the way to the backend, which is a
 // twentieth of what a message costs.
 type crew struct {
-	mu   sync.Mutex   // guards the following
-	idle []chan *conn // the latest used last
-	over bool         // nobody waits any more
+	mu   sync.Mutex    // guards the following
+	idle []chan errand // the latest used last
+	over bool          // nobody waits any more
 }
 
-// forward runs the connection's forwarder. It is one of its tasks. The connection's lock is held.
-func (w *crew) forward(c *conn) {
-	c.tasks.Add(1)
+// errand is a message's turn at the backend, or why it has none.
+type errand struct {
+	conn *conn
+	turn *upstream.Turn
+	none *upstream.Reply
+}
+
+// run lets a goroutine of the crew see to an errand.
+func (w *crew) run(e errand) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := len(w.idle) - 1
 	if n < 0 {
-		go w.work(c)
+		go w.work(e)
 		return
 	}
-	w.idle[n] <- c // it waits there, and there is room
+	w.idle[n] <- e // it waits there, and there is room
 	w.idle = w.idle[:n]
 }
 
-func (w *crew) work(c *conn) {
-	for next := make(chan *conn, 1); c != nil; c = <-next {
-		c.forward()
+func (w *crew) work(e errand) {
+	for next := make(chan errand, 1); e.conn != nil; e = <-next {
+		for e.conn != nil {
+			e = e.conn.forward(e)
+		}
 		w.rest(next)
-		c.tasks.Done()
 	}
 }
 
 // rest makes a goroutine known as one that has nothing to do, or ends it.
-func (w *crew) rest(next chan *conn) {
+func (w *crew) rest(next chan errand) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.over || len(w.idle) == crewRests {
-		next <- nil
+		next <- errand{}
 		return
 	}
 	w.idle = append(w.idle, next)
@@ -52,7 +63,7 @@ func (w *crew) dismiss() {
 	defer w.mu.Unlock()
 	w.over = true
 	for _, next := range w.idle {
-		next <- nil
+		next <- errand{}
 	}
 	w.idle = nil
 }

@@ -6,46 +6,81 @@ import (
 	"wsbridge/upstream"
 )
 
-// forward is the forwarder: it posts what waits in the inbox, one message at a time, and brings the answers to the client.
-func (c *conn) forward() {
-	for {
-		c.mu.Lock()
-		if len(c.inbox) == 0 {
-			c.forwarding = false
-			c.hand()
-			c.mu.Unlock()
-			return
-		}
-		m := c.inbox[0]
-		c.inbox[0] = message{}
-		c.inbox = c.inbox[1:]
-		c.inboxBytes -= m.cost()
-		if len(c.inbox) == 0 {
-			c.inbox = nil
-		}
-		event := c.record.event(upstream.Message, m.position+1, m.at)
-		event.Body = m.body
-		if m.owed != nil {
-			m.owed.sequence, event.Trip = event.Sequence, m.owed
-			event.Attempt = c.kept.attempts(m.end) + 1
-		}
-		c.changed.Broadcast() // there is room
-		c.mu.Unlock()
+// A message is forwarded in its turn: the first of the inbox asks for one, and while it waits there is no goroutine. A goroutine of the crew posts it then, brings the answer
+// to the client, and goes on with whoever's turn came by that.
 
-		reply := c.bridge.ask(c.bridge.ctx, event)
-		if reply.Outcome == upstream.Withdrawn {
-			c.withdraw()
-			continue
-		}
-		c.apply(reply, m.owed)
+// ask asks for the turn of the message that is first in the inbox, or ends the forwarding if there is none. It is a task of the connection, which the caller has begun. It
+// returns what is to be seen to: nothing while the turn has not come. The lock is held.
+func (c *conn) ask() errand {
+	if len(c.inbox) == 0 {
+		c.forwarding = false
+		c.hand()
+		c.tasks.Done()
+		return errand{}
+	}
+	m := c.inbox[0]
+	c.inbox[0] = message{}
+	c.inbox = c.inbox[1:]
+	c.inboxBytes -= m.cost()
+	if len(c.inbox) == 0 {
+		c.inbox = nil
+	}
+	event := c.record.event(upstream.Message, m.position+1, m.at)
+	event.Body = m.body
+	if m.owed != nil {
+		m.owed.sequence, event.Trip = event.Sequence, m.owed
+		event.Attempt = c.kept.attempts(m.end) + 1
+	}
+	c.changed.Broadcast() // there is room
+	turn, given, none := c.bridge.upstream.Ask(c.bridge.ctx, event, c)
+	if !given && none == nil {
+		return errand{}
+	}
+	return errand{c, turn, none}
+}
 
-		c.mu.Lock()
-		if m.owed != nil && !m.owed.carried {
-			c.answered(m.owed)
+// Called goes on with the message whose turn has come, or won't.
+func (c *conn) Called(turn *upstream.Turn, none *upstream.Reply) {
+	c.bridge.crew.run(errand{c, turn, none})
+}
+
+// forward posts a message, if it has its turn, and brings the answer to the client. It returns what is to be seen to next, if there is something.
+func (c *conn) forward(e errand) errand {
+	event, reply := e.turn.Event, e.none
+	var next *upstream.Turn
+	if reply == nil {
+		reply, next = c.bridge.postIn(c.bridge.ctx, e.turn)
+	}
+	owed, _ := event.Trip.(*owed)
+	if reply.Outcome == upstream.Withdrawn {
+		c.withdraw()
+	} else {
+		if next != nil && reply.To != "" { // it may be for thousands
+			next.Waiter.Called(next, nil)
+			next = nil
+		}
+		c.apply(reply, owed)
+	}
+	c.mu.Lock()
+	if reply.Outcome != upstream.Withdrawn {
+		if owed != nil && !owed.carried {
+			c.answered(owed)
 		}
 		c.settle()
-		c.mu.Unlock()
 	}
+	e = c.ask()
+	c.mu.Unlock()
+	if next == nil {
+		return e
+	}
+	if e.conn != nil {
+		c.bridge.crew.run(e)
+	}
+	if other, ok := next.Waiter.(*conn); ok {
+		return errand{conn: other, turn: next}
+	}
+	next.Waiter.Called(next, nil) // it is one of another kind
+	return errand{}
 }
 
 // withdraw forgets the message that was to be posted: another worker reads it again, and those behind it. None of them may be posted here, even if this worker

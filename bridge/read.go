@@ -101,7 +101,10 @@ func (c *conn) take(m message) *Close {
 	c.inboxBytes += m.cost()
 	if !c.forwarding {
 		c.forwarding = true
-		c.bridge.crew.forward(c)
+		c.tasks.Add(1)
+		if e := c.ask(); e.conn != nil {
+			c.bridge.crew.run(e)
+		}
 	}
 	return nil
 }

@@ -21,8 +21,6 @@ const (
 	rampStep = 2
 	// boldProbe is how often a probe is an event even where that may cost its client the connection: an application may know no OPTIONS.
 	boldProbe = 5
-	// lookAgain is how soon an event that waits for a busy backend looks whether it has gone down meanwhile.
-	lookAgain = 5 * time.Second
 	// suspicion is how long the turn of a POST that broke off is kept back. Where the whole backend has died, the others break off meanwhile and it
 	// counts as down; the next POST would else reach its listener in the last moments of that.
 	suspicion = 20 * time.Millisecond
@@ -47,7 +45,11 @@ type guard struct {
 	lent    int // POSTs that others have under way
 	stale   int // of those under way, how many began before the backend last went down: they may hang
 	era     int // how often it has gone down
-	waiting []*turn
+	waiting []*Turn
+	tired   *time.Timer     // those who have waited for too long give up
+	due     time.Time       // of that; zero when it is not set
+	watched context.Context // of who waits without a goroutine
+	unwatch func() bool
 	leaving chan struct{} // closed once what waits is to be given back
 
 	failures int    // in a row
@@ -64,13 +66,23 @@ type guard struct {
 	timer   *time.Timer
 }
 
-// turn is an event's turn, or its place among those that wait for one.
-type turn struct {
-	event *Event        // nil for a probe that is none
-	ready chan struct{} // closed when the turn has come
-	taken bool          // it has
-	probe bool          // though the backend is down
-	era   int
+// Turn is an event's turn at the backend, or its place among those that wait for one.
+type Turn struct {
+	Event  *Event // nil for a probe that is none
+	Waiter Waiter // nil: whose turn came at once
+
+	ctx     context.Context
+	unwatch func() bool // nil where the guard watches the context
+	asked   time.Time
+	until   time.Time // the event waits for a backend that is down up to then; zero: for Config.RetryFor
+	probe   bool      // though the backend is down
+	era     int
+}
+
+// Waiter waits for turns.
+type Waiter interface {
+	// Called says that the turn has come or, with a reply, that it won't. It must not block, nor call back.
+	Called(*Turn, *Reply)
 }
 
 func newGuard(config Config, alive func(context.Context, *Handshake) *Reply, fell func()) *guard {
@@ -87,8 +99,13 @@ func (g *guard) close() {
 	g.stop()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.timer != nil {
-		g.timer.Stop()
+	for _, timer := range []*time.Timer{g.timer, g.tired} {
+		if timer != nil {
+			timer.Stop()
+		}
+	}
+	if g.unwatch != nil {
+		g.unwatch()
 	}
 }
 
@@ -101,46 +118,64 @@ func (g *guard) state() (busy, waiting int, down bool) {
 
 // enter waits for the event's turn. It returns why there was none when ctx ends, or when the backend is down up to the given time; the zero time
 // stands for Config.RetryFor from now, or from when it went down. A goodbye waits as long as ctx does.
-func (g *guard) enter(ctx context.Context, e *Event, until time.Time) (*turn, *Reply) {
-	t := &turn{event: e}
-	g.mu.Lock()
-	leaving := g.leaving
-	if e.Type == Connect {
-		leaving = nil
+func (g *guard) enter(ctx context.Context, e *Event, until time.Time) (*Turn, *Reply) {
+	came := make(caller, 1)
+	t := &Turn{Event: e, Waiter: came, ctx: ctx, until: until}
+	t.unwatch = context.AfterFunc(ctx, func() { g.withdraw(t, context.Cause(ctx)) })
+	defer t.unwatch()
+	given, none := g.ask(t)
+	if !given && none == nil {
+		none = <-came
 	}
-	if len(g.waiting) == 0 && g.free() && ctx.Err() == nil && !closed(leaving) {
-		g.give(t)
-		g.mu.Unlock()
-		return t, nil
-	}
-	t.ready = make(chan struct{})
-	g.waiting = append(g.waiting, t)
-	g.mu.Unlock()
+	return t, none
+}
 
-	var patience <-chan time.Time
-	var timer *time.Timer
-	asked := time.Now()
-	if e.Type != Disconnect {
-		timer = time.NewTimer(g.patience(asked, until))
-		defer timer.Stop()
-		patience = timer.C
+// caller is who waits for the one turn in a goroutine.
+type caller chan *Reply
+
+// Called wakes it.
+func (c caller) Called(_ *Turn, none *Reply) { c <- none }
+
+// ask asks for a turn. It comes at once, it won't come, or its waiter is called.
+func (g *guard) ask(t *Turn) (given bool, none *Reply) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case t.ctx.Err() != nil:
+		return false, g.refusal(context.Cause(t.ctx))
+	case len(g.waiting) == 0 && g.free() && !g.leaves(t):
+		g.give(t)
+		return true, nil
+	case g.leaves(t):
+		return false, g.refusal(errWithdrawn)
 	}
-	for {
-		select {
-		case <-t.ready:
-			return t, nil
-		case <-ctx.Done():
-			return g.withdraw(t, context.Cause(ctx))
-		case <-leaving:
-			return g.withdraw(t, errWithdrawn)
-		case <-patience:
+	t.asked = time.Now()
+	if end := g.patience(t); !end.IsZero() {
+		if !end.After(t.asked) {
+			return false, g.refusal(errDown)
 		}
-		left := g.patience(asked, until)
-		if left <= 0 {
-			return g.withdraw(t, errDown)
-		}
-		timer.Reset(left)
+		g.tires(end)
 	}
+	g.waiting = append(g.waiting, t)
+	return false, nil
+}
+
+// watch lets what waits with the context end with it. To watch it for each event would cost more than its turn.
+func (g *guard) watch(ctx context.Context) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.watched == ctx {
+		return
+	}
+	if g.unwatch != nil {
+		g.unwatch()
+	}
+	g.watched = ctx
+	g.unwatch = context.AfterFunc(ctx, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.refuse(func(t *Turn) error { return context.Cause(t.ctx) })
+	})
 }
 
 var (
@@ -160,10 +195,20 @@ func (g *guard) lend(posts int) {
 func (g *guard) withdrawAll() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !closed(g.leaving) {
-		close(g.leaving)
+	if closed(g.leaving) {
+		return
 	}
+	close(g.leaving)
+	g.refuse(func(t *Turn) error {
+		if g.leaves(t) {
+			return errWithdrawn
+		}
+		return nil
+	})
 }
+
+// leaves reports whether the event is one that is given back rather than waiting. The lock is held.
+func (g *guard) leaves(t *Turn) bool { return t.Event.Type != Connect && closed(g.leaving) }
 
 // restore lets events wait again.
 func (g *guard) restore() {
@@ -174,8 +219,8 @@ func (g *guard) restore() {
 	}
 }
 
-// left returns a channel that is closed once an event that waits to be sent again is to be given back.
-func (g *guard) left(e *Event) <-chan struct{} {
+// gone returns a channel that is closed once an event that waits to be sent again is to be given back.
+func (g *guard) gone(e *Event) <-chan struct{} {
 	if e.Type == Connect {
 		return nil
 	}
@@ -193,51 +238,115 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-// patience returns how long an event that has asked for its turn goes on waiting before it looks again. It is not positive when the backend
-// has been down for too long; where it just has much to do there is no limit.
-func (g *guard) patience(asked, until time.Time) time.Duration {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.down {
-		return min(g.limit, lookAgain)
+// patience returns up to when an event waits; the zero time where there is no limit: the backend just has much to do, or it is a goodbye. The lock is held.
+func (g *guard) patience(t *Turn) time.Time {
+	switch {
+	case !g.down || t.Event.Type == Disconnect:
+		return time.Time{}
+	case !t.until.IsZero():
+		return t.until
+	case g.since.After(t.asked):
+		return g.since.Add(g.limit)
 	}
-	if until.IsZero() {
-		if until = asked; g.since.After(until) {
-			until = g.since
-		}
-		until = until.Add(g.limit)
-	}
-	return time.Until(until)
+	return t.asked.Add(g.limit)
 }
 
-// withdraw gives up waiting. A turn that came at the same moment goes to the next.
-func (g *guard) withdraw(t *turn, why error) (*turn, *Reply) {
+// tires sees to it that who waits up to that time gives up then. The lock is held.
+func (g *guard) tires(end time.Time) {
+	if wait := time.Until(end); g.tired == nil {
+		g.tired, g.due = time.AfterFunc(wait, g.giveUp), end
+	} else if g.due.IsZero() || end.Before(g.due) {
+		g.tired.Reset(wait)
+		g.due = end
+	}
+}
+
+// giveUp ends the waiting of those who have done so for too long.
+func (g *guard) giveUp() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if t.taken {
-		g.giveBack(t)
-		g.probeAgain(t)
-		g.dispatch()
-	} else {
-		g.waiting = slices.DeleteFunc(g.waiting, func(other *turn) bool { return other == t })
+	g.due = time.Time{}
+	now := time.Now()
+	g.refuse(func(t *Turn) error {
+		if end := g.patience(t); !end.IsZero() && !end.After(now) {
+			return errDown
+		}
+		return nil
+	})
+	g.tireAll()
+}
+
+// tireAll sets the time at which the first of those who wait gives up. The lock is held.
+func (g *guard) tireAll() {
+	var first time.Time
+	for _, t := range g.waiting {
+		if end := g.patience(t); !end.IsZero() && (first.IsZero() || end.Before(first)) {
+			first = end
+		}
 	}
+	if !first.IsZero() {
+		g.tires(first)
+	}
+}
+
+// withdraw ends the waiting for a turn, unless that has come.
+func (g *guard) withdraw(t *Turn, why error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refuse(func(other *Turn) error {
+		if other == t {
+			return why
+		}
+		return nil
+	})
+}
+
+// refuse ends the waiting for those turns for which there is a reason. The lock is held.
+func (g *guard) refuse(reason func(*Turn) error) {
+	g.waiting = slices.DeleteFunc(g.waiting, func(t *Turn) bool {
+		why := reason(t)
+		if why != nil {
+			t.Waiter.Called(t, g.refusal(why))
+		}
+		return why != nil
+	})
+}
+
+// refusal returns what becomes of an event that has no turn. The lock is held.
+func (g *guard) refusal(why error) *Reply {
 	if errors.Is(why, errWithdrawn) {
-		return nil, &Reply{Outcome: Withdrawn, Err: why}
+		return &Reply{Outcome: Withdrawn, Err: why}
 	}
 	if !g.down {
-		return nil, &Reply{Outcome: Unreachable, TimedOut: true, Err: fmt.Errorf("waiting for one of %d turns at the backend: %w", g.most, why)}
+		return &Reply{Outcome: Unreachable, TimedOut: true, Err: fmt.Errorf("waiting for one of %d turns at the backend: %w", g.most, why)}
 	}
 	r := &Reply{Outcome: Unreachable, TimedOut: g.last.TimedOut, Err: fmt.Errorf("%w (its last failure: %w)", why, g.last.Err)}
 	if g.last.Outcome == Later {
 		r.Outcome, r.Status, r.After = Later, g.last.Status, g.last.After
 	}
-	return nil, r
+	return r
 }
 
 // leave gives the turn back, and learns from what became of the POST how the backend is. A nil reply says nothing of it.
-func (g *guard) leave(t *turn, r *Reply) {
+func (g *guard) leave(t *Turn, r *Reply) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.left(t, r)
+	g.dispatch()
+}
+
+// pass does the same, and returns the turn that has become free by it: its waiter is not called.
+func (g *guard) pass(t *Turn, r *Reply) *Turn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.left(t, r)
+	next := g.next()
+	g.dispatch()
+	return next
+}
+
+// left takes note of what became of a turn. The lock is held.
+func (g *guard) left(t *Turn, r *Reply) {
 	if r != nil && r.Outcome == Uncertain && r.Status == 0 && !r.TimedOut && !t.probe {
 		time.AfterFunc(suspicion, func() {
 			g.mu.Lock()
@@ -257,7 +366,6 @@ func (g *guard) leave(t *turn, r *Reply) {
 	default:
 		g.answered()
 	}
-	g.dispatch()
 }
 
 // answered takes note of an answer: the backend is there. The lock is held.
@@ -278,15 +386,15 @@ func (g *guard) answered() {
 }
 
 // fails takes note of a failure of the backend as a whole, or what may be one. The lock is held.
-func (g *guard) fails(t *turn, r *Reply) {
+func (g *guard) fails(t *Turn, r *Reply) {
 	if g.down {
 		g.last = r
 		g.probeAgain(t)
 		return
 	}
 	connection := ""
-	if t.event != nil {
-		connection = t.event.ConnectionID
+	if t.Event != nil {
+		connection = t.Event.ConnectionID
 	}
 	if g.failures++; g.failures == 1 {
 		g.failed = connection
@@ -306,16 +414,17 @@ func (g *guard) fails(t *turn, r *Reply) {
 	g.down, g.since, g.last, g.probes, g.probing = true, time.Now(), r, 0, false
 	g.era++
 	g.stale = g.busy
-	if t.event != nil {
-		g.target = t.event.Handshake
+	if t.Event != nil {
+		g.target = t.Event.Handshake
 	}
 	g.fell()
 	g.told(true, r.Err)
+	g.tireAll()
 	g.schedule()
 }
 
 // probeAgain makes room for the next probe behind one that has failed. The lock is held.
-func (g *guard) probeAgain(t *turn) {
+func (g *guard) probeAgain(t *Turn) {
 	if g.down && t.probe && t.era == g.era {
 		g.probing = false
 		g.schedule()
@@ -354,10 +463,11 @@ func (g *guard) probe() {
 		g.waiting = slices.Delete(g.waiting, i, i+1)
 		t.probe = true
 		g.give(t)
+		t.Waiter.Called(t, nil)
 		g.mu.Unlock()
 		return
 	}
-	t := &turn{probe: true}
+	t := &Turn{probe: true}
 	g.give(t)
 	target := g.target
 	g.mu.Unlock()
@@ -370,8 +480,8 @@ func (g *guard) probe() {
 
 // harmless reports whether an event may be the probe: it will be sent again if the backend fails it, or failing it is worth it. The lock is
 // held.
-func (g *guard) harmless(t *turn) bool {
-	return t.event.Type == Disconnect || g.retry == RetryAlways || g.last.Outcome != Uncertain || g.probes%boldProbe == 0
+func (g *guard) harmless(t *Turn) bool {
+	return t.Event.Type == Disconnect || g.retry == RetryAlways || g.last.Outcome != Uncertain || g.probes%boldProbe == 0
 }
 
 // free reports whether a turn can be had. The lock is held.
@@ -380,16 +490,13 @@ func (g *guard) free() bool {
 }
 
 // give gives the turn. The lock is held.
-func (g *guard) give(t *turn) {
+func (g *guard) give(t *Turn) {
 	g.busy++
-	t.taken, t.era = true, g.era
-	if t.ready != nil {
-		close(t.ready)
-	}
+	t.era = g.era
 }
 
 // giveBack takes the turn back. The lock is held.
-func (g *guard) giveBack(t *turn) {
+func (g *guard) giveBack(t *Turn) {
 	g.busy--
 	if t.era != g.era {
 		g.stale--
@@ -398,12 +505,21 @@ func (g *guard) giveBack(t *turn) {
 
 // dispatch gives the turns that are free to those who wait. The lock is held.
 func (g *guard) dispatch() {
-	for len(g.waiting) > 0 && g.free() {
-		t := g.waiting[0]
-		g.waiting[0] = nil
-		g.waiting = g.waiting[1:]
-		g.give(t)
+	for t := g.next(); t != nil; t = g.next() {
+		t.Waiter.Called(t, nil)
 	}
+}
+
+// next gives a turn that is free to who has waited longest, and returns it, or nil. The lock is held.
+func (g *guard) next() *Turn {
+	if len(g.waiting) == 0 || !g.free() {
+		return nil
+	}
+	t := g.waiting[0]
+	g.waiting[0] = nil
+	g.waiting = g.waiting[1:]
+	g.give(t)
+	return t
 }
 
 // away reports whether the reply says that the backend as a whole is not there, or may say so.

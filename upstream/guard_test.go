@@ -61,7 +61,7 @@ func (g *gate) times() int {
 }
 
 // now returns the turn that the event has at once.
-func (g *gate) now(connection string) *turn {
+func (g *gate) now(connection string) *Turn {
 	g.t.Helper()
 	start := time.Now()
 	t, none := g.enter(g.t.Context(), of(connection), time.Time{})
@@ -72,8 +72,8 @@ func (g *gate) now(connection string) *turn {
 }
 
 // later asks for a turn, and returns a channel on which it comes.
-func (g *gate) later(e *Event) <-chan *turn {
-	came := make(chan *turn, 1)
+func (g *gate) later(e *Event) <-chan *Turn {
+	came := make(chan *Turn, 1)
 	go func() {
 		if t, none := g.enter(g.t.Context(), e, time.Time{}); none == nil {
 			came <- t
@@ -84,7 +84,7 @@ func (g *gate) later(e *Event) <-chan *turn {
 }
 
 // has returns the turn that has come, or nil.
-func has(came <-chan *turn) *turn {
+func has(came <-chan *Turn) *Turn {
 	synctest.Wait()
 	select {
 	case t := <-came:
@@ -117,7 +117,7 @@ func (g *gate) fall(r *Reply) {
 func TestTurnsComeInTheOrderTheyWereAskedFor(t *testing.T) {
 	inGate(t, 1, RetrySafe, func(g *gate) {
 		first := g.now("first")
-		var came []<-chan *turn
+		var came []<-chan *Turn
 		for i := range 10 {
 			came = append(came, g.later(of(fmt.Sprint(i))))
 		}
@@ -171,14 +171,14 @@ func TestWhatTakesABackendDown(t *testing.T) {
 func TestOneProbeAtATimeWhileTheBackendIsDown(t *testing.T) {
 	inGate(t, 16, RetrySafe, func(g *gate) {
 		g.fall(refusing)
-		var came []<-chan *turn
+		var came []<-chan *Turn
 		for i := range 20 {
 			came = append(came, g.later(of(fmt.Sprint(i))))
 		}
 		var pauses []time.Duration
 		for i := range 8 {
 			last := time.Now()
-			var probe *turn
+			var probe *Turn
 			for probe == nil {
 				time.Sleep(time.Millisecond)
 				probe = has(came[i])
@@ -215,7 +215,7 @@ func TestTheProbeIsNoMessageWhereThatCouldDoHarm(t *testing.T) {
 			}
 		}
 		// But now and then it is: the application may know no OPTIONS.
-		var bold *turn
+		var bold *Turn
 		for bold == nil {
 			time.Sleep(time.Millisecond)
 			bold = has(came)
@@ -227,7 +227,7 @@ func TestTheProbeIsNoMessageWhereThatCouldDoHarm(t *testing.T) {
 		goodbye := of("gone")
 		goodbye.Type = Disconnect
 		first, second := g.later(of("waiting")), g.later(goodbye)
-		var probe *turn
+		var probe *Turn
 		for probe == nil {
 			time.Sleep(time.Millisecond)
 			probe = has(second)
@@ -286,12 +286,12 @@ func TestTheTurnsComeBackAFewAtATime(t *testing.T) {
 	const most = 8
 	inGate(t, most, RetrySafe, func(g *gate) {
 		g.fall(refusing)
-		var waiting []<-chan *turn
+		var waiting []<-chan *Turn
 		for i := range 200 {
 			waiting = append(waiting, g.later(of(fmt.Sprint(i))))
 		}
 		time.Sleep(firstProbe)
-		var under []*turn
+		var under []*Turn
 		var record []int
 		for answers := 0; answers < 100; answers++ {
 			for _, came := range waiting {
@@ -361,7 +361,7 @@ func TestWhatBeganBeforeTheBackendWentDownSaysNothing(t *testing.T) {
 // When a backend dies, its POSTs break off one after the other. Nobody is sent to its listener in the middle of that.
 func TestTheTurnOfAPostThatBrokeOffIsKeptBack(t *testing.T) {
 	inGate(t, 3, RetrySafe, func(g *gate) {
-		under := []*turn{g.now("a"), g.now("b"), g.now("c")}
+		under := []*Turn{g.now("a"), g.now("b"), g.now("c")}
 		next := g.later(of("d"))
 		for _, turn := range under {
 			g.leave(turn, hangingUp)
@@ -386,7 +386,7 @@ func TestTheTurnOfAPostThatBrokeOffIsKeptBack(t *testing.T) {
 // POSTs that hang since before are not counted against the ramp, but they are POSTs.
 func TestPostsThatHangDoNotHoldUpTheRamp(t *testing.T) {
 	inGate(t, 4, RetrySafe, func(g *gate) {
-		hanging := []*turn{g.now("h1"), g.now("h2")}
+		hanging := []*Turn{g.now("h1"), g.now("h2")}
 		g.fall(refusing)
 		a, b, c := g.later(of("a")), g.later(of("b")), g.later(of("c"))
 		time.Sleep(firstProbe)

@@ -30,21 +30,40 @@ const (
 // The outcome is Later for a message that was given up after its time, even where its last attempt may have been taken: that is only
 // with RetryAlways.
 func (c *Client) Post(ctx context.Context, e *Event) *Reply {
+	turn, none := c.guard.enter(ctx, e, time.Time{})
+	if none != nil {
+		return none
+	}
+	r, next := c.PostIn(ctx, turn)
+	if next != nil {
+		next.Waiter.Called(next, nil)
+	}
+	return r
+}
+
+// Ask asks for an event's turn. If it is there at once it is given. Otherwise there is a reply if it won't come, or the waiter is called, once: by another event's
+// PostIn, say. A waiter may wait for one turn at a time. ctx is that of nearly all events.
+func (c *Client) Ask(ctx context.Context, e *Event, waiter Waiter) (turn *Turn, given bool, none *Reply) {
+	c.guard.watch(ctx)
+	turn = &Turn{Event: e, Waiter: waiter, ctx: ctx}
+	given, none = c.guard.ask(turn)
+	return turn, given, none
+}
+
+// PostIn sends the event whose turn has come, as Post does. It returns as well whose turn has come by that, or nil: the caller sees to that one, for its waiter is not
+// called. So a goroutine that has posted one event can post the next, and none has to be woken.
+func (c *Client) PostIn(ctx context.Context, turn *Turn) (*Reply, *Turn) {
+	e := turn.Event
 	var until time.Time // it is held up to then; zero while it is not held
 	for tries := 0; ; tries++ {
-		turn, none := c.guard.enter(ctx, e, until)
-		if none != nil {
-			return none
-		}
 		r := c.attempt(ctx, e)
 		if ctx.Err() != nil && r.TimedOut {
-			c.guard.leave(turn, nil)
-			return r
+			return r, c.guard.pass(turn, nil)
+		}
+		if e.Type == Disconnect || !c.config.Retry.again(r) {
+			return r, c.guard.pass(turn, r)
 		}
 		c.guard.leave(turn, r)
-		if e.Type == Disconnect || !c.config.Retry.again(r) {
-			return r
-		}
 		now := time.Now()
 		if until.IsZero() {
 			until = now.Add(c.config.RetryFor)
@@ -54,24 +73,28 @@ func (c *Client) Post(ctx context.Context, e *Event) *Reply {
 			if r.Outcome == Uncertain && e.Type == Message {
 				given := *r // the guard keeps the other
 				given.Outcome, given.Err = Later, fmt.Errorf("given up: %w", r.Err)
-				return &given
+				return &given, nil
 			}
-			return r
+			return r, nil
 		}
 		if end, bounded := ctx.Deadline(); bounded && now.Add(wait).After(end) {
-			return r
+			return r, nil
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
-		case <-c.guard.left(e):
+		case <-c.guard.gone(e):
 			timer.Stop()
-			return &Reply{Outcome: Withdrawn, Err: errWithdrawn}
+			return &Reply{Outcome: Withdrawn, Err: errWithdrawn}, nil
 		case <-ctx.Done():
 			timer.Stop()
-			return r
+			return r, nil
 		}
 		e.Attempt++
+		var none *Reply
+		if turn, none = c.guard.enter(ctx, e, until); none != nil {
+			return none, nil
+		}
 	}
 }
 
