@@ -15,7 +15,7 @@ const recordVersion = 1
 // encode returns the record in a form that another version of this program can read, or knows that it can't. What has a place of its own in the
 // connection's slot (its sequence, position and counters) is not in it.
 func (r *record) encode() []byte {
-	h := &r.Handshake
+	h := r.Handshake
 	p := make([]byte, 0, 256+len(h.Path)+len(h.Query)+len(h.Cookie))
 	p = append(p, recordVersion)
 	text := func(s string) {
@@ -77,7 +77,8 @@ func decodeRecord(p []byte) (r record, err error) {
 	}
 	r.Since = time.Unix(0, int64(binary.LittleEndian.Uint64([]byte(rest[:8]))))
 	rest = rest[8:]
-	h := &r.Handshake
+	h := new(upstream.Handshake)
+	r.Handshake = h
 	for _, s := range [...]*string{&h.Path, &h.Query, &h.RequestHost, &h.Cookie, &h.ForwardedFor, &h.Proto, &h.Host, &h.Address, &r.Subprotocol, &r.User, &r.State} {
 		*s = text()
 	}

@@ -17,7 +17,7 @@ import (
 type record struct {
 	ID          string
 	Since       time.Time
-	Handshake   upstream.Handshake
+	Handshake   *upstream.Handshake // which events share, so that it never changes: another takes its place
 	Subprotocol string
 	Window      int // bits of the window our compressed messages may use; 0: no compression
 	User, State string
@@ -56,10 +56,10 @@ func (b *Bridge) newID(now time.Time) string {
 // than the offset. With the connection's own id it makes an id that comes out the same whoever computes it.
 func (r *record) event(kind upstream.Type, position int64, at time.Time) *upstream.Event {
 	r.Sequence++
-	handshake := r.Handshake // a copy: the cookie may change while this event is under way
+	var id [64]byte
 	return &upstream.Event{
-		Type: kind, ID: r.ID + "-" + strconv.FormatInt(position, 10), Time: at, ConnectionID: r.ID, Sequence: r.Sequence, Attempt: 1,
-		UserID: r.User, State: r.State, Subprotocol: r.Subprotocol, Handshake: &handshake,
+		Type: kind, ID: string(strconv.AppendInt(append(append(id[:0], r.ID...), '-'), position, 10)), Time: at, ConnectionID: r.ID, Sequence: r.Sequence, Attempt: 1,
+		UserID: r.User, State: r.State, Subprotocol: r.Subprotocol, Handshake: r.Handshake,
 	}
 }
 
@@ -89,7 +89,7 @@ func (c *conn) learn(reply *upstream.Reply, now time.Time) {
 		c.leaveGroup(group)
 	}
 	if len(reply.SetCookie) > 0 {
-		c.record.Handshake.SetCookie(reply.SetCookie, now)
+		c.record.Handshake = c.record.Handshake.SetCookie(reply.SetCookie, now)
 	}
 	if reply.User != nil || reply.State != nil || len(reply.Join)+len(reply.Leave)+len(reply.SetCookie) > 0 {
 		c.resave()

@@ -50,16 +50,20 @@ func ValidClose(code int, reason string) error {
 }
 
 // control reads the Ws- headers of a 2xx answer, and of a 4xx answer only Ws-Close, into the reply. The first fault spoils the whole.
-func (r *Reply) control(header http.Header, binary bool, body []byte) error {
+func (r *Reply) control(header fields, binary bool, body []byte) error {
+	contentType := header.get("Content-Type")
+	header = header.ours() // most answers have none
 	one := func(name string) (value string, present bool, err error) {
-		switch values := header.Values(name); len(values) {
-		case 0:
-			return "", false, nil
-		case 1:
-			return strings.TrimSpace(values[0]), true, nil
-		default:
-			return "", true, fmt.Errorf("%s is there %d times: once is allowed", name, len(values))
+		for _, field := range header {
+			switch {
+			case field.Name != name:
+			case present:
+				return "", true, fmt.Errorf("%s is there %d times: once is allowed", name, len(header.values(name)))
+			default:
+				value, present = strings.TrimSpace(field.Value), true
+			}
 		}
+		return value, present, nil
 	}
 	if value, present, err := one("Ws-Close"); err != nil {
 		return err
@@ -111,7 +115,7 @@ func (r *Reply) control(header http.Header, binary bool, body []byte) error {
 			shape = "none"
 		}
 	}
-	return r.messages(shape, header.Get("Content-Type"), binary, body)
+	return r.messages(shape, contentType, binary, body)
 }
 
 // messages cuts the body of an answer into messages as Ws-Messages asks.
@@ -161,9 +165,9 @@ func forClients(contentType string) bool {
 	return kind == "text/plain" || kind == "application/json" || strings.HasSuffix(kind, "+json")
 }
 
-func groups(header http.Header, name string) ([]string, error) {
+func groups(header fields, name string) ([]string, error) {
 	var names []string
-	for _, line := range header.Values(name) {
+	for _, line := range header.values(name) {
 		for group := range strings.SplitSeq(line, ",") {
 			if group = strings.Trim(group, " \t"); group == "" {
 				continue // RFC 9110, 5.6.1.2: empty list elements are ignored
@@ -207,8 +211,8 @@ func parseClose(value string) (*Close, error) {
 }
 
 // retryAfter reads Retry-After in either form of RFC 9110, 10.2.3; 0 where there is none or it makes no sense.
-func retryAfter(header http.Header, now time.Time) time.Duration {
-	value := strings.TrimSpace(header.Get("Retry-After"))
+func retryAfter(header fields, now time.Time) time.Duration {
+	value := strings.TrimSpace(header.get("Retry-After"))
 	if value == "" {
 		return 0
 	}

@@ -464,12 +464,12 @@ func TestRetryAfterHasTwoForms(t *testing.T) {
 		{"2026-05-04T10:00:30Z", 0},
 	}
 	for _, row := range rows {
-		header := http.Header{"Retry-After": {row.value}}
+		header := fields{{"Retry-After", row.value}}
 		if got := retryAfter(header, noon); got != row.want {
 			t.Errorf("%q: got = %s, want %s", row.value, got, row.want)
 		}
 	}
-	if got := retryAfter(http.Header{}, noon); got != 0 {
+	if got := retryAfter(nil, noon); got != 0 {
 		t.Errorf("without the header: got = %s, want 0", got)
 	}
 	if r := (&Client{}).reply(text("x"), response(t, 503, "Retry-After: 9"), nil, noon); r.After != 9*time.Second {
@@ -544,7 +544,7 @@ func FuzzAnswer(f *testing.F) {
 		if e.Type == Connect {
 			e.Subprotocols = []string{"chat"}
 		}
-		r := (&Client{}).reply(e, answer, body, noon)
+		r := (&Client{}).reply(e, newHead(answer), body, noon)
 		wantRules(t, r)
 		if r.Status != answer.StatusCode {
 			t.Errorf("status = %d, want %d", r.Status, answer.StatusCode)

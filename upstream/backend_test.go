@@ -202,7 +202,7 @@ func handshake(t testing.TB, lines ...string) *http.Request {
 }
 
 // response parses an answer as the client gets it.
-func response(t testing.TB, status int, lines ...string) *http.Response {
+func response(t testing.TB, status int, lines ...string) *head {
 	t.Helper()
 	head := fmt.Sprintf("HTTP/1.1 %d %s\r\n", status, http.StatusText(status))
 	for _, line := range lines {
@@ -212,7 +212,7 @@ func response(t testing.TB, status int, lines ...string) *http.Response {
 	if err != nil {
 		t.Fatalf("%q: %v", head, err)
 	}
-	return answer
+	return newHead(answer)
 }
 
 func equalPayloads(a, b []Payload) bool {

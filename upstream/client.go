@@ -28,9 +28,14 @@ type Client struct {
 	guard   *guard
 	buffers sync.Pool // of *[]byte, to write requests into
 
-	posts   *prometheus.CounterVec
 	repeats prometheus.Counter
-	seconds *prometheus.HistogramVec
+	counts  map[Type]*counts
+}
+
+// counts are the metrics of one type of event. To look each up by its labels would be a fiftieth of what a message costs.
+type counts struct {
+	posts   [Withdrawn + 1]prometheus.Counter // by outcome
+	seconds prometheus.Observer
 }
 
 // New returns a client of the configured backend. The node names this program in ce-source. A nil registry keeps no
@@ -38,19 +43,21 @@ type Client struct {
 func New(config Config, node string, registry prometheus.Registerer, dial func(context.Context) (net.Conn, error)) (*Client, error) {
 	c := &Client{
 		config: config, source: "/wsbridge/" + node, buffers: sync.Pool{New: func() any { return new([]byte) }},
-		posts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "wsbridge_events_total", Help: "Events POSTed to the backend, by type and result; each attempt counts."}, []string{"type", "result"}),
+		counts: map[Type]*counts{},
 		repeats: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "wsbridge_event_repeats_total", Help: "POSTs repeated on a fresh connection, since the backend had closed the idle one before it took them."}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "wsbridge_event_duration_seconds", Help: "Time from the start of a POST to its whole answer.",
-			Buckets: prometheus.ExponentialBuckets(0.001, 2.5, 12)}, []string{"type"}),
 	}
+	posts := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "wsbridge_events_total", Help: "Events POSTed to the backend, by type and result; each attempt counts."}, []string{"type", "result"})
+	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "wsbridge_event_duration_seconds", Help: "Time from the start of a POST to its whole answer.",
+		Buckets: prometheus.ExponentialBuckets(0.001, 2.5, 12)}, []string{"type"})
 	for _, kind := range []Type{Connect, Message, Disconnect} { // from the beginning: the rate of what appears with its first event lacks that
-		c.seconds.WithLabelValues(string(kind))
-		for outcome := Accepted; outcome <= Withdrawn; outcome++ {
-			c.posts.WithLabelValues(string(kind), outcome.String())
+		of := &counts{seconds: seconds.WithLabelValues(string(kind))}
+		for outcome := range of.posts {
+			of.posts[outcome] = posts.WithLabelValues(string(kind), Outcome(outcome).String())
 		}
+		c.counts[kind] = of
 	}
 	for _, name := range config.ForwardHeaders {
 		if name = textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)); !slices.Contains(c.forward, name) {
@@ -71,7 +78,7 @@ func New(config Config, node string, registry prometheus.Registerer, dial func(c
 		gauge := func(name, help string, value func(busy, waiting int, down bool) int) prometheus.Collector {
 			return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(value(c.guard.state())) })
 		}
-		registry.MustRegister(c.posts, c.repeats, c.seconds,
+		registry.MustRegister(posts, c.repeats, seconds,
 			gauge("wsbridge_events_in_flight", "POSTs under way.", func(busy, _ int, _ bool) int { return busy }),
 			gauge("wsbridge_events_waiting", "Events that wait for their turn at the backend.", func(_, waiting int, _ bool) int { return waiting }),
 			gauge("wsbridge_backend_up", "1, or 0 while the backend is taken as down.", func(_, _ int, down bool) int {
@@ -169,8 +176,9 @@ func (c *Client) attempt(ctx context.Context, e *Event) *Reply {
 	if cap(*buffer) <= maxBuffer {
 		c.buffers.Put(buffer)
 	}
-	c.seconds.WithLabelValues(string(e.Type)).Observe(time.Since(start).Seconds())
-	c.posts.WithLabelValues(string(e.Type), r.Outcome.String()).Inc()
+	counts := c.counts[e.Type]
+	counts.seconds.Observe(time.Since(start).Seconds())
+	counts.posts[r.Outcome].Inc()
 	if e.Trip != nil && (r.Outcome == Later || r.Outcome == Unreachable) {
 		e.Trip.Spared()
 	}
@@ -190,10 +198,10 @@ func (c *Client) post(ctx context.Context, e *Event, request []byte, start time.
 	case e.Type == Disconnect:
 		body = nil
 	case int64(len(body)) <= c.config.MaxAnswer:
-	case answer.StatusCode >= 300:
+	case answer.code >= 300:
 		body = nil // an error page: its status says enough
 	default:
-		return &Reply{Outcome: Invalid, Status: answer.StatusCode, Err: fmt.Errorf("the answer is larger than %d bytes", c.config.MaxAnswer)}
+		return &Reply{Outcome: Invalid, Status: answer.code, Err: fmt.Errorf("the answer is larger than %d bytes", c.config.MaxAnswer)}
 	}
 	return c.reply(e, answer, body, time.Now())
 }
@@ -201,22 +209,22 @@ func (c *Client) post(ctx context.Context, e *Event, request []byte, start time.
 // lostError is why a request has no answer, and what that means for it.
 type lostError struct {
 	error
-	outcome  Outcome        // Unreachable, Uncertain or Invalid
-	answer   *http.Response // whose body can't be read; or nil
+	outcome  Outcome // Unreachable, Uncertain or Invalid
+	answer   *head   // whose body can't be read; or nil
 	timedOut bool
 }
 
 func (l *lostError) reply() *Reply {
 	r := &Reply{Outcome: l.outcome, TimedOut: l.timedOut, Err: l.error}
 	if l.outcome == Invalid && l.answer != nil {
-		r.Status = l.answer.StatusCode
+		r.Status = l.answer.code
 	}
 	return r
 }
 
 // roundTrip sends a request and returns its answer. One that was not taken since its idle connection was closed at that moment goes out again, on a
 // fresh one. Every error is a *lostError. The event is whose request it is, or nil.
-func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time, e *Event) (*http.Response, []byte, error) {
+func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time, e *Event) (*head, []byte, error) {
 	deadline := start.Add(c.config.Timeout)
 	timed := func(lost *lostError) *lostError {
 		if ctx.Err() != nil {
@@ -266,7 +274,7 @@ func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time,
 			return nil, nil, timed(lost)
 		}
 		lost.outcome = Invalid
-		if answer != nil && answer.StatusCode != http.StatusSwitchingProtocols {
+		if answer != nil && answer.code != http.StatusSwitchingProtocols {
 			lost.error = errors.New("the answer's body is no HTTP/1.1")
 		} else if answer == nil {
 			// The parser's error may quote what came, and a log is no place for that.
@@ -283,16 +291,16 @@ func (c *Client) Probe(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	switch status := answer.StatusCode; {
+	switch status := answer.code; {
 	case status >= 500, status == http.StatusNotFound:
-		return fmt.Errorf("OPTIONS %s answered %s", target, answer.Status)
+		return fmt.Errorf("OPTIONS %s answered %s", target, answer.status)
 	case status >= 300 && status < 400:
-		return fmt.Errorf("OPTIONS %s answered %s to %q: name the final URL", target, answer.Status, answer.Header.Get("Location"))
+		return fmt.Errorf("OPTIONS %s answered %s to %q: name the final URL", target, answer.status, answer.fields.get("Location"))
 	}
 	return nil
 }
 
-func (c *Client) options(ctx context.Context, h *Handshake) (target string, answer *http.Response, err error) {
+func (c *Client) options(ctx context.Context, h *Handshake) (target string, answer *head, err error) {
 	target = c.config.URL.target(h.Path, h.Query)
 	request := append([]byte("OPTIONS "+target+" HTTP/1.1\r\nHost: "), c.host(h)...)
 	request = append(request, "\r\nUser-Agent: wsbridge\r\nContent-Length: 0\r\n\r\n"...)
@@ -307,9 +315,9 @@ func (c *Client) alive(ctx context.Context, h *Handshake) *Reply {
 	if lost, ok := errors.AsType[*lostError](err); ok {
 		return lost.reply()
 	}
-	r := &Reply{Outcome: outcome(answer.StatusCode), Status: answer.StatusCode, After: retryAfter(answer.Header, time.Now())}
+	r := &Reply{Outcome: outcome(answer.code), Status: answer.code, After: retryAfter(answer.fields, time.Now())}
 	if r.Outcome != Accepted {
-		r.Err = fmt.Errorf("the backend answered OPTIONS with %s", answer.Status)
+		r.Err = fmt.Errorf("the backend answered OPTIONS with %s", answer.status)
 	}
 	return r
 }

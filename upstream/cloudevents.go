@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -84,12 +85,28 @@ func appendField(dst []byte, name, value string) []byte {
 	dst = append(append(dst, name...), ": "...)
 	start := len(dst)
 	dst = append(dst, value...)
-	for i := start; i < len(dst); i++ {
-		if b := dst[i]; b == '\r' || b == '\n' || b == 0 {
-			dst[i] = ' '
+	if added := dst[start:]; mayBreak(added) {
+		for i, b := range added {
+			if b == '\r' || b == '\n' || b == 0 {
+				added[i] = ' '
+			}
 		}
 	}
 	return append(dst, "\r\n"...)
+}
+
+// mayBreak reports whether p may have control characters in it: eight bytes at once, since to look at each is half of what writing a request costs.
+func mayBreak(p []byte) bool {
+	const ones = 0x0101010101010101
+	var found uint64 // the top bit of each byte: it is below a space
+	for ; len(p) >= 8; p = p[8:] {
+		x := binary.LittleEndian.Uint64(p)
+		found |= (x - ' '*ones) &^ x
+	}
+	for _, b := range p {
+		found |= (uint64(b) - ' ') &^ uint64(b)
+	}
+	return found&(0x80*ones) != 0
 }
 
 // host returns what the events of a connection have as their Host.
@@ -144,10 +161,10 @@ func listed(list, name string) bool {
 }
 
 // shown are the headers of a refused handshake that its client sees: those that mean something to it.
-func shown(header http.Header) http.Header {
+func shown(header fields) http.Header {
 	safe := http.Header{}
 	for _, name := range [...]string{"Content-Type", "Content-Language", "Content-Encoding", "Cache-Control", "Location", "Retry-After", "Set-Cookie", "Www-Authenticate"} {
-		if values := header[name]; len(values) > 0 {
+		if values := header.values(name); len(values) > 0 {
 			safe[name] = values
 		}
 	}
@@ -155,53 +172,53 @@ func shown(header http.Header) http.Header {
 }
 
 // reply says what an answer to the event means. The body is whole, and at most Config.MaxAnswer bytes.
-func (c *Client) reply(e *Event, answer *http.Response, body []byte, now time.Time) *Reply {
-	r := &Reply{Status: answer.StatusCode, After: retryAfter(answer.Header, now)}
+func (c *Client) reply(e *Event, answer *head, body []byte, now time.Time) *Reply {
+	r := &Reply{Status: answer.code, After: retryAfter(answer.fields, now)}
 	invalid := func(err error) *Reply {
-		return &Reply{Outcome: Invalid, Status: answer.StatusCode, Err: err}
+		return &Reply{Outcome: Invalid, Status: answer.code, Err: err}
 	}
-	if r.Outcome = outcome(answer.StatusCode); r.Outcome != Accepted {
-		r.Err = fmt.Errorf("the backend answered %s", answer.Status)
+	if r.Outcome = outcome(answer.code); r.Outcome != Accepted {
+		r.Err = fmt.Errorf("the backend answered %s", answer.status)
 	}
-	switch answer.StatusCode {
+	switch answer.code {
 	case http.StatusForbidden, 419, http.StatusUnprocessableEntity:
 		r.Err = fmt.Errorf("%w (if this is its CSRF protection, exempt the URL from it: the events carry no token)", r.Err)
 	}
 	if r.Outcome == Redirected {
-		r.Err = fmt.Errorf("%w to %q: name the final URL", r.Err, answer.Header.Get("Location"))
+		r.Err = fmt.Errorf("%w to %q: name the final URL", r.Err, answer.fields.get("Location"))
 	}
-	encoding := answer.Header.Get("Content-Encoding")
+	encoding := answer.fields.get("Content-Encoding")
 	encoded := len(body) > 0 && encoding != "" && !strings.EqualFold(encoding, "identity")
-	switch status := answer.StatusCode; {
+	switch status := answer.code; {
 	case e.Type == Disconnect: // nobody is left whom the rest could concern
 	case r.Outcome == Accepted:
 		if encoded {
 			return invalid(fmt.Errorf("the answer has Content-Encoding %q, where Accept-Encoding asked for identity", encoding))
 		}
-		if err := r.control(answer.Header, e.Body.Binary, body); err != nil {
+		if err := r.control(answer.fields, e.Body.Binary, body); err != nil {
 			return invalid(err)
 		}
-		r.SetCookie = answer.Header["Set-Cookie"]
+		r.SetCookie = answer.fields.values("Set-Cookie")
 		if e.Type != Connect {
 			break
 		}
-		if chosen := answer.Header.Values("Sec-WebSocket-Protocol"); len(chosen) > 1 || len(chosen) == 1 && !slices.Contains(e.Subprotocols, chosen[0]) {
+		if chosen := answer.fields.values("Sec-Websocket-Protocol"); len(chosen) > 1 || len(chosen) == 1 && !slices.Contains(e.Subprotocols, chosen[0]) {
 			return invalid(fmt.Errorf("Sec-WebSocket-Protocol %q: the client offers %q", strings.Join(chosen, ", "), e.Subprotocols))
 		} else if len(chosen) == 1 {
 			r.Subprotocol = chosen[0]
 		}
 	case e.Type == Connect && status < 500:
-		r.Header, r.Body = shown(answer.Header), body
+		r.Header, r.Body = shown(answer.fields), body
 	case e.Type == Connect:
 		// Of a server error only the status and when to come back: what its page says is for developers.
-		if value := answer.Header.Get("Retry-After"); value != "" {
+		if value := answer.fields.get("Retry-After"); value != "" {
 			r.Header = http.Header{"Retry-After": {value}}
 		}
 	case status >= 400 && status < 500:
-		if err := r.control(answer.Header, e.Body.Binary, body); err != nil {
+		if err := r.control(answer.fields, e.Body.Binary, body); err != nil {
 			return invalid(err)
 		}
-		if contentType := answer.Header.Get("Content-Type"); r.Outcome == Refused && len(body) > 0 && !encoded && forClients(contentType) {
+		if contentType := answer.fields.get("Content-Type"); r.Outcome == Refused && len(body) > 0 && !encoded && forClients(contentType) {
 			r.Messages = []Payload{NewPayload(contentType, e.Body.Binary, body)}
 		}
 	}

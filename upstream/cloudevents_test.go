@@ -548,3 +548,21 @@ func (o oneShot) Write(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+func TestNoLineBreakGetsIntoAField(t *testing.T) {
+	for size := 1; size <= 20; size++ {
+		for at := range size {
+			for b := range 256 {
+				value := []byte(strings.Repeat("é~ \t", 5)[:size])
+				value[at] = byte(b)
+				want := string(value)
+				if strings.ContainsRune("\r\n\x00", rune(b)) {
+					want = want[:at] + " " + want[at+1:]
+				}
+				if got := string(appendField(nil, "X", string(value))); got != "X: "+want+"\r\n" {
+					t.Fatalf("%q becomes %q, want %q", value, got, "X: "+want+"\r\n")
+				}
+			}
+		}
+	}
+}

@@ -164,7 +164,7 @@ func (c *conn) read(p []byte) (n int, err error) {
 
 // exchange sends a request and reads its answer: the head, and of the body at most one byte more than limit. What has come, it returns also
 // beside an error. The caller has set the deadline.
-func (c *conn) exchange(request []byte, limit int64) (answer *http.Response, body []byte, err error) {
+func (c *conn) exchange(request []byte, limit int64) (answer *head, body []byte, err error) {
 	c.socket.written, c.answered, c.failure = 0, false, nil
 	if len(request) <= inlineWrite {
 		if c.direct != nil {
@@ -190,7 +190,7 @@ func (c *conn) exchange(request []byte, limit int64) (answer *http.Response, bod
 		c.Conn.SetDeadline(time.Unix(1, 0))
 		<-written
 		if err == nil {
-			answer.Close = true
+			answer.close = true
 		}
 	}
 	return answer, body, err
@@ -204,7 +204,7 @@ func (c *conn) write(request []byte) {
 }
 
 // answer reads one answer.
-func (c *conn) answer(limit int64) (answer *http.Response, body []byte, err error) {
+func (c *conn) answer(limit int64) (answer *head, body []byte, err error) {
 	c.limited, c.head = true, maxHeader
 	if _, err := c.reader.Peek(1); err == io.EOF {
 		return nil, nil, io.ErrUnexpectedEOF
@@ -213,34 +213,36 @@ func (c *conn) answer(limit int64) (answer *http.Response, body []byte, err erro
 	}
 	if answer = plainAnswer(c.reader, limit); answer != nil {
 		c.limited = false
-		body = make([]byte, answer.ContentLength)
+		body = make([]byte, answer.length)
 		_, err = io.ReadFull(c.reader, body)
 		return answer, body, err
 	}
+	var response *http.Response
 	for range maxInterim {
-		if answer, err = http.ReadResponse(c.reader, nil); err != nil {
+		if response, err = http.ReadResponse(c.reader, nil); err != nil {
 			return nil, nil, err
 		}
-		if answer.StatusCode >= 200 || answer.StatusCode == http.StatusSwitchingProtocols {
+		if response.StatusCode >= 200 || response.StatusCode == http.StatusSwitchingProtocols {
 			break
 		}
 	}
+	answer = newHead(response)
 	switch {
-	case answer.StatusCode == http.StatusSwitchingProtocols:
+	case answer.code == http.StatusSwitchingProtocols:
 		return answer, nil, errors.New("the backend answered 101 to a request without Upgrade")
-	case answer.StatusCode < 200:
+	case answer.code < 200:
 		return nil, nil, errors.New("too many 1xx answers")
 	}
 	c.limited = false
-	if answer.ContentLength < 0 || answer.ContentLength > limit {
-		body, err = io.ReadAll(io.LimitReader(answer.Body, limit+1))
+	if answer.length < 0 || answer.length > limit {
+		body, err = io.ReadAll(io.LimitReader(response.Body, limit+1))
 		if int64(len(body)) > limit {
-			answer.Close = true
+			answer.close = true
 		}
 		return answer, body, err
 	}
-	body = make([]byte, answer.ContentLength)
-	_, err = io.ReadFull(answer.Body, body)
+	body = make([]byte, answer.length)
+	_, err = io.ReadFull(response.Body, body)
 	return answer, body, err
 }
 
@@ -268,11 +270,11 @@ func (c *conn) untaken(err error) bool {
 func (c *conn) garbled() bool { return c.failure == nil }
 
 // reusable reports whether the connection can carry another request behind this answer, and until when it should.
-func (c *conn) reusable(answer *http.Response, now time.Time) bool {
-	if answer.Close || c.failure != nil || c.reader.Buffered() > 0 { // nobody asked for what is behind an answer
+func (c *conn) reusable(answer *head, now time.Time) bool {
+	if answer.close || c.failure != nil || c.reader.Buffered() > 0 { // nobody asked for what is behind an answer
 		return false
 	}
-	keep, requests := keepAlive(answer.Header)
+	keep, requests := keepAlive(answer.fields)
 	if !c.told {
 		keep = min(keep, idleUntold)
 	}
@@ -282,10 +284,13 @@ func (c *conn) reusable(answer *http.Response, now time.Time) bool {
 
 // keepAlive reads how long an idle connection is kept and how many requests it may still carry, as far as the backend says so
 // (RFC 2068, 19.7.1.1).
-func keepAlive(header http.Header) (keep time.Duration, requests int) {
+func keepAlive(header fields) (keep time.Duration, requests int) {
 	keep, requests = idleUntold, 1
-	for _, line := range header["Keep-Alive"] {
-		for parameter := range strings.SplitSeq(line, ",") {
+	for _, field := range header {
+		if field.Name != "Keep-Alive" {
+			continue
+		}
+		for parameter := range strings.SplitSeq(field.Value, ",") {
 			name, value, _ := strings.Cut(strings.TrimSpace(parameter), "=")
 			n, err := strconv.ParseUint(strings.Trim(value, `"`), 10, 31)
 			switch {

@@ -9,9 +9,11 @@ import (
 // maxCookie bounds the Cookie header of a connection, in bytes, once the backend has changed it.
 const maxCookie = 4 << 10
 
-// SetCookie changes the cookies of the connection's later events as an answer's Set-Cookie lines say.
-func (h *Handshake) SetCookie(lines []string, now time.Time) {
-	h.Cookie = changeCookie(h.Cookie, lines, now)
+// SetCookie returns a handshake with the cookies that a connection's later events have behind an answer with these Set-Cookie lines.
+func (h *Handshake) SetCookie(lines []string, now time.Time) *Handshake {
+	changed := *h
+	changed.Cookie = changeCookie(h.Cookie, lines, now)
+	return &changed
 }
 
 // changeCookie returns a connection's Cookie header after an answer with these Set-Cookie lines: a cookie is added or replaced, or

@@ -61,7 +61,7 @@ func TestSetCookieChangesTheCookiesOfLaterEvents(t *testing.T) {
 	}
 	for _, row := range rows {
 		h := Handshake{Cookie: row.cookie}
-		h.SetCookie(row.lines, noon.Truncate(time.Second))
+		h = *h.SetCookie(row.lines, noon.Truncate(time.Second))
 		if h.Cookie != row.want {
 			t.Errorf("%s: got = %s, want %s", row.name, abridged(h.Cookie), abridged(row.want))
 		}
@@ -82,7 +82,7 @@ func TestAChangedCookieGoesWithTheNextEvent(t *testing.T) {
 	e.Handshake = c.Handshake(handshake(t, "GET /ws HTTP/1.1", "Host: a", "Cookie: session=old"))
 	for _, step := range []struct{ set, want string }{{"", "session=old"}, {"session=new; HttpOnly", "session=new"}, {"session=; Max-Age=0", ""}} {
 		if step.set != "" {
-			e.Handshake.SetCookie([]string{step.set}, noon)
+			e.Handshake = e.Handshake.SetCookie([]string{step.set}, noon)
 		}
 		if r := c.Post(t.Context(), e); r.Outcome != Accepted {
 			t.Fatalf("got = %s, %v", r.Outcome, r.Err)

@@ -12,14 +12,13 @@ import (
 // plainAnswer reads the head of an answer that came in one piece and has nothing in it but a status, plain fields and the length of its body: nearly every one is such, and
 // net/http takes four times as long for it. What is not plain it leaves to net/http, untouched, and returns nil. Wherever it returns something net/http would return the
 // same. It looks at what is buffered, and does not read.
-func plainAnswer(r *bufio.Reader, limit int64) *http.Response {
+func plainAnswer(r *bufio.Reader, limit int64) *head {
 	buffered, _ := r.Peek(r.Buffered())
 	end := bytes.Index(buffered, []byte("\r\n\r\n"))
 	if end < 0 {
 		return nil
 	}
-	head := string(buffered[:end]) // all that is kept of it are parts of this
-	line, rest, _ := strings.Cut(head, "\r\n")
+	line, rest, _ := strings.Cut(string(buffered[:end]), "\r\n") // all that is kept are parts of this
 	status, ok := strings.CutPrefix(line, "HTTP/1.1 ")
 	if !ok || len(status) < 5 || status[3] != ' ' || status[0] < '2' || status[0] > '5' || !printable(status) || strings.TrimLeft(status, " ") != status {
 		return nil
@@ -28,11 +27,8 @@ func plainAnswer(r *bufio.Reader, limit int64) *http.Response {
 	if err != nil || code == http.StatusNoContent || code == http.StatusNotModified { // which have no body, whatever their fields say
 		return nil
 	}
-	fields := strings.Count(rest, "\r\n") + 1
-	answer := &http.Response{
-		Status: status, StatusCode: int(code), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: make(http.Header, fields), ContentLength: -1,
-	}
-	values := make([]string, fields)
+	answer := &head{code: int(code), status: status, length: -1}
+	answer.fields = answer.first[:0]
 	for len(rest) > 0 {
 		line, rest, _ = strings.Cut(rest, "\r\n")
 		name, value, found := strings.Cut(line, ":")
@@ -43,10 +39,10 @@ func plainAnswer(r *bufio.Reader, limit int64) *http.Response {
 		switch name {
 		case "Content-Length":
 			n, err := strconv.ParseUint(value, 10, 31)
-			if err != nil || answer.ContentLength >= 0 || int64(n) > limit || value[0] < '0' {
+			if err != nil || answer.length >= 0 || int64(n) > limit || value[0] < '0' {
 				return nil
 			}
-			answer.ContentLength = int64(n)
+			answer.length = int64(n)
 		case "Connection":
 			if !strings.EqualFold(value, "keep-alive") {
 				return nil
@@ -54,14 +50,9 @@ func plainAnswer(r *bufio.Reader, limit int64) *http.Response {
 		case "Transfer-Encoding", "Trailer", "Pragma":
 			return nil
 		}
-		if others := answer.Header[name]; others != nil {
-			answer.Header[name] = append(others, value)
-			continue
-		}
-		values[0] = value
-		answer.Header[name], values = values[:1:1], values[1:]
+		answer.fields = append(answer.fields, Field{name, value})
 	}
-	if answer.ContentLength < 0 {
+	if answer.length < 0 {
 		return nil
 	}
 	r.Discard(end + len("\r\n\r\n"))

@@ -85,12 +85,16 @@ func comparePlain(t *testing.T, data []byte) bool {
 	if err != nil {
 		t.Fatalf("%q is read, and net/http says %v", data, err)
 	}
-	if answer.Status != want.Status || answer.StatusCode != want.StatusCode || answer.ContentLength != want.ContentLength || answer.Close != want.Close ||
-		!reflect.DeepEqual(answer.Header, want.Header) || answer.ProtoMinor != want.ProtoMinor {
+	header := http.Header{}
+	for _, field := range answer.fields {
+		header[field.Name] = append(header[field.Name], field.Value)
+	}
+	if answer.status != want.Status || answer.code != want.StatusCode || answer.length != want.ContentLength || answer.close != want.Close ||
+		!reflect.DeepEqual(header, want.Header) || want.ProtoMinor != 1 {
 		t.Errorf("%q is read as %+v, and net/http reads %+v", data, answer, want)
 	}
 	body, _ := io.ReadAll(want.Body)
-	if n := min(int64(len(left)), answer.ContentLength); !strings.HasPrefix(string(left[:n]), string(body)) || int64(len(body)) != n {
+	if n := min(int64(len(left)), answer.length); !strings.HasPrefix(string(left[:n]), string(body)) || int64(len(body)) != n {
 		t.Errorf("the body of %q is %q, and net/http reads %q", data, left[:n], body)
 	}
 	return true

@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -139,9 +138,9 @@ func TestTheBackendSaysHowLongItKeepsAConnection(t *testing.T) {
 		{"timeout=99999999999999999999", idleUntold, 1},
 	}
 	for _, row := range rows {
-		header := http.Header{}
+		var header fields
 		if row.header != "" {
-			header.Set("Keep-Alive", row.header)
+			header = fields{{"Keep-Alive", row.header}}
 		}
 		if keep, requests := keepAlive(header); keep != row.keep || requests != row.requests {
 			t.Errorf("%q: got = %s, %d requests, want %s, %d", row.header, keep, requests, row.keep, row.requests)
