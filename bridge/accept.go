@@ -158,7 +158,7 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	c.accepted = true
 	c.record.Subprotocol = reply.Subprotocol
 	c.mu.Unlock()
-	c.learn(reply, time.Now())
+	c.learn(reply)
 	c.mu.Lock()
 	c.kept.accepted(&c.record)
 	c.mu.Unlock()

@@ -190,6 +190,9 @@ func (b *Bridge) ask(ctx context.Context, event *upstream.Event) *upstream.Reply
 
 // postIn posts an event in its turn. It returns as well whose turn has come by that.
 func (b *Bridge) postIn(ctx context.Context, turn *upstream.Turn) (*upstream.Reply, *upstream.Turn) {
+	if !b.log.Enabled(ctx, slog.LevelDebug) {
+		return b.upstream.PostIn(ctx, turn)
+	}
 	began := time.Now()
 	reply, next := b.upstream.PostIn(ctx, turn)
 	b.note(ctx, turn.Event, reply, began)

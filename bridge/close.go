@@ -107,8 +107,9 @@ func closeOpen(failure error) *Close {
 
 // closeFor returns how a connection ends on the reply to one of its messages, or nil when it goes on.
 func closeFor(r *upstream.Reply) *Close {
-	status := fmt.Sprintf("%d %s", r.Status, http.StatusText(r.Status))
-	status = strings.TrimSpace(status)
+	refused := func() string {
+		return strings.TrimSpace(fmt.Sprintf("message refused: %d %s", r.Status, http.StatusText(r.Status)))
+	}
 	switch r.Outcome {
 	case upstream.Accepted, upstream.Refused:
 		if r.Close != nil {
@@ -117,7 +118,7 @@ func closeFor(r *upstream.Reply) *Close {
 		if r.Outcome == upstream.Accepted || len(r.Messages) > 0 {
 			return nil
 		}
-		return &Close{Code: 1008, Reason: "message refused: " + status, By: byBackend, abandon: true, failure: r.Err}
+		return &Close{Code: 1008, Reason: refused(), By: byBackend, abandon: true, failure: r.Err}
 	case upstream.Unauthenticated, upstream.Forbidden, upstream.Gone, upstream.Misconfigured:
 		if r.Close != nil {
 			return closeByBackend(r.Close.Code, r.Close.Reason)
@@ -131,7 +132,7 @@ func closeFor(r *upstream.Reply) *Close {
 	case upstream.Gone:
 		return &Close{Code: 1000, Reason: "done", By: byBackend, abandon: true, failure: r.Err}
 	case upstream.Misconfigured:
-		return &Close{Code: 1008, Reason: "message refused: " + status, By: byBridge, abandon: true, failure: r.Err}
+		return &Close{Code: 1008, Reason: refused(), By: byBridge, abandon: true, failure: r.Err}
 	case upstream.Later, upstream.Unreachable:
 		return &Close{Code: 1013, Reason: "try again later", By: byBridge, abandon: true, failure: r.Err}
 	case upstream.Uncertain:

@@ -101,7 +101,7 @@ func (c *conn) apply(reply *upstream.Reply, answered *owed) {
 	why := closeFor(reply)
 	c.bridge.complain(upstream.Message, reply)
 	if reply.Outcome == upstream.Accepted {
-		c.learn(reply, time.Now())
+		c.learn(reply)
 	}
 	c.bridge.deliver(to, options, reply.Messages, answered)
 	if why == nil {

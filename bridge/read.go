@@ -22,7 +22,10 @@ const maxScratch = 64 << 10
 // until nothing is left of the connection. It spends its life waiting, and that must fit into the 2 KiB of stack that a goroutine begins
 // with: it waits before it calls gorilla, and whatever else it does is done in functions of its own.
 func (c *conn) serve() {
-	for {
+	if held := c.socket.held; held != nil && held.kernel {
+		c.socket.glance = &glance{run: c.glanceOnce}
+	}
+	for c.glance() {
 		c.socket.await()
 		if c.drowsy.Load() {
 			if c.fallsAsleep() {
@@ -40,47 +43,93 @@ func (c *conn) serve() {
 // next takes a message, or ends the connection where there is none. After the end messages are let go: what is still read is the client's
 // close frame.
 func (c *conn) next(kind int, r io.Reader, err error) (more bool) {
-	why := c.message(kind, r, err)
+	m, why := c.message(kind, r, err)
+	if why == nil {
+		why = c.take(m)
+	}
+	return c.goesOn(why)
+}
+
+// goesOn ends the connection if there is a reason to, unless another worker has it.
+func (c *conn) goesOn(why *Close) bool {
 	if why != nil && !c.isHanded() {
 		c.leave(why)
 	}
 	return why == nil
 }
 
-func (c *conn) message(kind int, r io.Reader, err error) *Close {
+// message reads what gorilla has come to.
+func (c *conn) message(kind int, r io.Reader, err error) (m message, why *Close) {
 	if err != nil {
-		return c.readFailed(err)
+		return m, c.readFailed(err)
 	}
-	m := message{position: c.socket.guard.start(), at: time.Now()}
-	data, why := c.body(r, kind == websocket.TextMessage)
-	if why != nil {
-		return why
+	m.position, m.at = c.socket.guard.start(), time.Unix(0, c.heard.Load())
+	if m.body.Data, why = c.body(r, kind == websocket.TextMessage); why != nil {
+		return m, why
 	}
 	m.end = c.socket.guard.end()
-	m.body = upstream.Payload{Binary: kind == websocket.BinaryMessage, Data: data}
-	return c.take(m)
+	m.body.Binary = kind == websocket.BinaryMessage
+	return m, nil
 }
 
 // take brings a message into the inbox, as soon as the rate allows.
 func (c *conn) take(m message) *Close {
+	if !c.received(&m) {
+		return nil
+	}
+	wait, why := c.charge(len(m.body.Data))
+	if wait > 0 {
+		c.standFor(wait)
+	}
+	return c.accept(m, why)
+}
+
+// received takes note of a message. It returns false if that is let go: the client knows from the close code, or another worker reads it again.
+func (c *conn) received(m *message) bool {
 	c.mu.Lock()
 	c.record.Position = c.socket.position()
 	if c.ctx.Err() != nil || c.handing {
 		c.mu.Unlock()
-		return nil // the client knows from the close code, or another worker reads it again
+		return false
 	}
 	c.record.MessagesIn++
 	c.record.BytesIn += uint64(len(m.body.Data))
 	c.pending++ // from here on it is posted, or the connection ends with a code that says so
-	m.owed = c.owes(m)
+	m.owed = c.owes(*m)
 	c.mu.Unlock()
 	c.lastMessage.Store(m.at.UnixNano())
 	c.bridge.metrics.received(len(m.body.Data))
+	return true
+}
 
-	var why *Close
-	if c.rate != nil {
-		why = c.throttle(len(m.body.Data))
+// charge returns how long a message of that many bytes has to wait for its client's rate, or that the client is flooding.
+func (c *conn) charge(size int) (wait time.Duration, why *Close) {
+	if c.rate == nil {
+		return 0, nil
 	}
+	if c.bridge.rates.Policy != ratelimit.End {
+		return c.rate.Take(time.Now(), size), nil
+	}
+	if !c.rate.Allow(time.Now(), size) {
+		return 0, closeFlooding()
+	}
+	return 0, nil
+}
+
+// standFor reads nothing for a while.
+func (c *conn) standFor(wait time.Duration) {
+	c.stand()
+	defer c.goOn()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-c.ctx.Done():
+	}
+}
+
+// accept brings a message into the inbox, unless the connection ends by it or has ended meanwhile.
+func (c *conn) accept(m message, why *Close) *Close {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ending := c.ending()
@@ -105,29 +154,6 @@ func (c *conn) take(m message) *Close {
 		if e := c.ask(); e.conn != nil {
 			c.bridge.crew.run(e)
 		}
-	}
-	return nil
-}
-
-// throttle waits until the rate allows a message of that many bytes, or says that the client is flooding.
-func (c *conn) throttle(size int) *Close {
-	if c.bridge.rates.Policy == ratelimit.End {
-		if !c.rate.Allow(time.Now(), size) {
-			return closeFlooding()
-		}
-		return nil
-	}
-	wait := c.rate.Take(time.Now(), size)
-	if wait <= 0 {
-		return nil
-	}
-	c.stand()
-	defer c.goOn()
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-c.ctx.Done():
 	}
 	return nil
 }

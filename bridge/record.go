@@ -73,7 +73,10 @@ func (r *record) key() netip.Prefix {
 }
 
 // learn takes over what a reply says of the connection itself.
-func (c *conn) learn(reply *upstream.Reply, now time.Time) {
+func (c *conn) learn(reply *upstream.Reply) {
+	if reply.User == nil && reply.State == nil && len(reply.Join)+len(reply.Leave)+len(reply.SetCookie) == 0 {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if reply.User != nil {
@@ -89,11 +92,9 @@ func (c *conn) learn(reply *upstream.Reply, now time.Time) {
 		c.leaveGroup(group)
 	}
 	if len(reply.SetCookie) > 0 {
-		c.record.Handshake = c.record.Handshake.SetCookie(reply.SetCookie, now)
+		c.record.Handshake = c.record.Handshake.SetCookie(reply.SetCookie, time.Now())
 	}
-	if reply.User != nil || reply.State != nil || len(reply.Join)+len(reply.Leave)+len(reply.SetCookie) > 0 {
-		c.resave()
-	}
+	c.resave()
 }
 
 // setUser names the connection's user; empty unnames. What a connection that has ended is told, its disconnect event says, but nobody finds it by

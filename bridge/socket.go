@@ -24,7 +24,9 @@ type socket struct {
 	net.Conn // the interface, not *net.TCPConn: its method set would give gorilla a way around our Write
 
 	buffer   *bufio.Reader // gorilla's, over this socket
-	early    []byte        // what the client sent behind its handshake, already read by net/http
+	early    []byte        // what has been read or looked at already: what the client sent behind its handshake, or what glance has left
+	failed   error         // what the next read returns behind that
+	glance   *glance       // nil where messages are not read so
 	window   int           // server_max_window_bits the client asked for; 0: none
 	upgraded bool
 	err      error // of the last read, when it failed
@@ -78,6 +80,8 @@ func (s *socket) Read(p []byte) (n int, err error) {
 		if len(s.early) > 0 {
 			n = copy(p, s.early)
 			s.early = s.early[n:]
+		} else if s.failed != nil {
+			err = s.failed
 		} else if s.broken == nil {
 			n, err = s.receive(p)
 		}

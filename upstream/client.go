@@ -172,12 +172,12 @@ func (c *Client) attempt(ctx context.Context, e *Event) *Reply {
 	start := time.Now()
 	buffer := c.buffers.Get().(*[]byte)
 	*buffer = c.appendRequest((*buffer)[:0], e, start)
-	r := c.post(ctx, e, *buffer, start)
+	r, end := c.post(ctx, e, *buffer, start)
 	if cap(*buffer) <= maxBuffer {
 		c.buffers.Put(buffer)
 	}
 	counts := c.counts[e.Type]
-	counts.seconds.Observe(time.Since(start).Seconds())
+	counts.seconds.Observe(end.Sub(start).Seconds())
 	counts.posts[r.Outcome].Inc()
 	if e.Trip != nil && (r.Outcome == Later || r.Outcome == Unreachable) {
 		e.Trip.Spared()
@@ -188,22 +188,23 @@ func (c *Client) attempt(ctx context.Context, e *Event) *Reply {
 // maxBuffer is the largest buffer that is kept to write requests into, in bytes.
 const maxBuffer = 128 << 10
 
-func (c *Client) post(ctx context.Context, e *Event, request []byte, start time.Time) *Reply {
+func (c *Client) post(ctx context.Context, e *Event, request []byte, start time.Time) (r *Reply, end time.Time) {
 	answer, body, err := c.roundTrip(ctx, request, start, e)
+	end = time.Now()
 	switch lost, ok := errors.AsType[*lostError](err); {
 	case ok && e.Type == Disconnect && lost.answer != nil:
 		answer, body = lost.answer, nil // its status says everything
 	case ok:
-		return lost.reply()
+		return lost.reply(), end
 	case e.Type == Disconnect:
 		body = nil
 	case int64(len(body)) <= c.config.MaxAnswer:
 	case answer.code >= 300:
 		body = nil // an error page: its status says enough
 	default:
-		return &Reply{Outcome: Invalid, Status: answer.code, Err: fmt.Errorf("the answer is larger than %d bytes", c.config.MaxAnswer)}
+		return &Reply{Outcome: Invalid, Status: answer.code, Err: fmt.Errorf("the answer is larger than %d bytes", c.config.MaxAnswer)}, end
 	}
-	return c.reply(e, answer, body, time.Now())
+	return c.reply(e, answer, body, end), end
 }
 
 // lostError is why a request has no answer, and what that means for it.
@@ -234,7 +235,7 @@ func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time,
 		}
 		return lost
 	}
-	for line := c.pool.take(); ; {
+	for line := c.pool.take(start); ; {
 		if line == nil {
 			dialing, cancel := context.WithDeadline(ctx, deadline)
 			var err error
@@ -258,7 +259,7 @@ func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time,
 		}
 		switch {
 		case errors.Is(err, errStale) && !interrupted:
-			line = c.pool.take()
+			line = c.pool.take(time.Now())
 			continue
 		case untaken && line.reused && ctx.Err() == nil && time.Now().Before(deadline):
 			c.repeats.Inc()

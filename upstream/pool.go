@@ -32,8 +32,8 @@ type pool struct {
 }
 
 // take returns the idle connection that was used last and still stands, or nil. Whether a direct one does is seen when it is used.
-func (p *pool) take() *conn {
-	for now := time.Now(); ; {
+func (p *pool) take(now time.Time) *conn {
+	for {
 		p.mu.Lock()
 		last := len(p.idle) - 1
 		if last < 0 {

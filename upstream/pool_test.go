@@ -74,7 +74,7 @@ func TestConnectionsFromBeforeAnOutageAreNotUsedBehindIt(t *testing.T) {
 		}}
 		defer p.close()
 		take := func() *conn {
-			c := p.take()
+			c := p.take(time.Now())
 			if c == nil {
 				var err error
 				if c, err = p.fresh(t.Context()); err != nil {
@@ -113,7 +113,7 @@ func TestTheConnectionThatWasUsedLastIsTakenFirst(t *testing.T) {
 		}
 		time.Sleep(time.Second + 1)
 		for _, want := range []*conn{conns[3], conns[2], nil} {
-			if got := p.take(); got != want {
+			if got := p.take(time.Now()); got != want {
 				t.Errorf("got = %p, want %p; all: %p", got, want, conns)
 			}
 		}

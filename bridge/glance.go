@@ -1,0 +1,108 @@
+package bridge
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"os"
+	"time"
+)
+
+// Nearly every message comes in one piece, is small and alone. Such are read within one wait of Go's poller: what has come is looked at once, and as it did not fill the
+// buffer there is no more, and the wait goes on. A second look, which finds nothing, would be a system call more for each message, and to begin a wait anew as much again.
+// Anything else is left to gorilla and the socket's Read, with what has been seen of it.
+
+// glance is that way of reading of a connection.
+type glance struct {
+	run    func(fd uintptr) bool
+	buffer [readBuffer]byte
+	why    *Close  // how a message ends the connection
+	late   message // which came too soon for its client's rate
+	wait   time.Duration
+}
+
+// glance takes messages as long as they come whole and one by one, and returns when something else has come, or happened. It reports whether the connection goes on.
+func (c *conn) glance() (more bool) {
+	s := c.socket
+	for s.mayGlance() {
+		c.tidy()
+		g := s.glance
+		s.awaiting = true
+		err := s.raw.Read(g.run)
+		s.awaiting = false
+		if err != nil {
+			if c.drowsy.Load() {
+				return true // which is why there was an error
+			}
+			if !errors.Is(err, os.ErrDeadlineExceeded) || !c.stalled() {
+				s.failed = err
+			}
+		}
+		why := g.why
+		if g.wait > 0 {
+			c.standFor(g.wait)
+			why = c.accept(g.late, nil)
+			g.late, g.wait = message{}, 0
+		}
+		if why != nil {
+			return c.goesOn(why)
+		}
+	}
+	return true
+}
+
+// mayGlance reports whether the stream stands where a message may come whole, and nothing of it has been seen.
+func (s *socket) mayGlance() bool {
+	return s.glance != nil && s.err == nil && s.failed == nil && s.broken == nil && len(s.early) == 0 && s.buffer.Buffered() == 0 && s.guard.atRest() && !s.owner.bounded &&
+		s.held.budget-(s.guard.offset-s.held.dropped.Load()) >= readBuffer
+}
+
+// glanceOnce looks at what has come, for Go's poller, and takes it if it is one whole message and nothing has to be waited for. The poller's lock on the descriptor is held,
+// for which closing it waits.
+func (c *conn) glanceOnce(fd uintptr) bool {
+	s, l, g := c.socket, c.socket.held, c.socket.glance
+	l.into = g.buffer[:]
+	took := l.once(fd)
+	l.into = nil
+	if !took {
+		return false
+	}
+	if s.failed = l.err; l.err == nil && l.n == 0 {
+		s.failed = io.EOF
+	}
+	s.early = g.buffer[:l.n]
+	if s.failed != nil || l.n == len(g.buffer) || !isMessage(s.early) || !c.hasRoom(l.n) {
+		return true
+	}
+	s.awaiting = false
+	kind, r, err := c.ws.NextReader()
+	var m message
+	if m, g.why = c.message(kind, r, err); g.why == nil && c.received(&m) {
+		var wait time.Duration
+		if wait, g.why = c.charge(len(m.body.Data)); wait > 0 {
+			g.late, g.wait = m, wait
+			return true
+		}
+		g.why = c.accept(m, g.why)
+	}
+	s.awaiting = true
+	return g.why != nil || !s.mayGlance()
+}
+
+// isMessage reports whether p is one frame that is a whole message, not compressed, as clients send it.
+func isMessage(p []byte) bool {
+	if len(p) < 6 || p[0] != finBit|opText && p[0] != finBit|opBinary {
+		return false
+	}
+	if p[1] == 0x80|126 {
+		return len(p) > 8 && len(p) == 8+int(binary.BigEndian.Uint16(p[2:]))
+	}
+	return p[1] >= 0x80 && p[1] < 0x80|126 && len(p) == 6+int(p[1]&0x7f)
+}
+
+// hasRoom reports whether the inbox has room for a message of that many bytes.
+func (c *conn) hasRoom(size int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.inbox) == 0 || c.ctx.Err() != nil || c.inboxBytes+int64(size) < c.bridge.config.MaxMessage
+}
