@@ -19,6 +19,7 @@ test: tools ## vet, check the format and run all tests with the race detector
 	@unformatted=$$(gofmt -l .) && test -z "$$unformatted" || { echo "gofmt is due: $$unformatted"; exit 1; }
 	go vet ./... && go vet -tags soak ./...
 	go test -race -timeout 10m ./...
+	WSBRIDGE_TEST_KEEPER=on go test -timeout 10m ./bridge
 
 .PHONY: soak
 soak: tools ## run the tests that take longer: the servers with their own idle limits, ten minutes of kills and reloads (WSBRIDGE_SOAK=1h for more), and all without a holder

@@ -33,12 +33,18 @@ type shelf struct {
 	change   chan struct{}
 }
 
-func newShelf(t *testing.T) *shelf {
+func newShelf(t testing.TB) *shelf {
 	table, err := holder.NewTable(100)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &shelf{table: table, held: map[uint32]holder.Conn{}, change: make(chan struct{})}
+	s := &shelf{table: table, held: map[uint32]holder.Conn{}, change: make(chan struct{})}
+	t.Cleanup(func() {
+		for _, c := range s.held {
+			unix.Close(c.Fd)
+		}
+	})
+	return s
 }
 
 // hand is a worker's hold on the shelf.

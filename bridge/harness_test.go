@@ -116,7 +116,7 @@ func start(t testing.TB, change func(*options)) *rig {
 		if client, err = upstream.New(o.backend, "test", nil, nil); err != nil {
 			t.Fatal(err)
 		}
-		if b, err = bridge.New(o.bridge, o.rates, client, slog.New(slog.DiscardHandler), nil, nil); err != nil {
+		if b, err = bridge.New(o.bridge, o.rates, client, slog.New(slog.DiscardHandler), nil, bridge.NewTestKeeper(t)); err != nil {
 			t.Fatal(err)
 		}
 		quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
