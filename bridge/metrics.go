@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"net/http"
 	"slices"
 	"strconv"
 
@@ -22,6 +23,7 @@ type metrics struct {
 	goOn     prometheus.Counter     // of resumed
 
 	lost              map[loss]prometheus.Counter // of dropped: a look-up by label takes as long as a drop
+	verdicts          map[int]prometheus.Counter  // of pushes, by status
 	in, out           prometheus.Counter
 	bytesIn, bytesOut prometheus.Counter
 }
@@ -45,6 +47,13 @@ func newMetrics(registry prometheus.Registerer, b *Bridge) *metrics {
 	m.lost = map[loss]prometheus.Counter{}
 	for _, why := range []loss{lossSlow, lossExpired, lossCollapsed, lossGone} {
 		m.lost[why] = m.dropped.WithLabelValues(string(why))
+	}
+	m.verdicts = map[int]prometheus.Counter{}
+	for status, label := range map[int]string{
+		http.StatusAccepted: "queued", http.StatusOK: "confirmed", http.StatusGone: "gone", http.StatusConflict: "opening", http.StatusGatewayTimeout: "unconfirmed",
+		http.StatusRequestEntityTooLarge: "too_large",
+	} {
+		m.verdicts[status] = m.pushes.WithLabelValues(label)
 	}
 	m.in, m.out = m.messages.WithLabelValues("in"), m.messages.WithLabelValues("out")
 	m.bytesIn, m.bytesOut = m.bytes.WithLabelValues("in"), m.bytes.WithLabelValues("out")
@@ -114,6 +123,9 @@ func (m *metrics) sent(messages, bytes int) {
 	m.out.Add(float64(messages))
 	m.bytesOut.Add(float64(bytes))
 }
+
+// pushed counts a push by the status of its verdict.
+func (m *metrics) pushed(status int) { m.verdicts[status].Inc() }
 
 func (m *metrics) ended(why *Close) {
 	label := byBackend

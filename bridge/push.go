@@ -63,8 +63,12 @@ func (b *Bridge) Push(metrics, page http.Handler) http.Handler {
 
 	var sites http.CrossOriginProtection
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// A body that nobody has read by then is not waited for.
-		defer func() { http.NewResponseController(w).SetReadDeadline(time.Now().Add(time.Second)) }()
+		read := false
+		defer func() {
+			if !read { // a body that nobody has read by then is not waited for
+				http.NewResponseController(w).SetReadDeadline(time.Now().Add(time.Second))
+			}
+		}()
 		if r.URL.Path != "/healthz" && r.URL.Path != "/readyz" {
 			if !b.authorized(w, r) {
 				return
@@ -78,6 +82,10 @@ func (b *Bridge) Push(metrics, page http.Handler) http.Handler {
 		}
 		if next := b.next.Load(); next != nil {
 			next.serve(w, r, nil)
+			return
+		}
+		if t, ok := sendRoute(r); ok {
+			read = b.send(w, r, t)
 			return
 		}
 		handler, pattern := mux.Handler(r)
