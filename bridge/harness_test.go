@@ -108,6 +108,7 @@ func start(t testing.TB, change func(*options)) *rig {
 	var b *bridge.Bridge
 	var client *upstream.Client
 	var clientServer, pushServer *http.Server
+	var pushers *bridge.Pushers
 	var servers sync.WaitGroup
 	// Goroutines inherit the label of the one that starts them: so those of this rig are told from those of tests that run beside it.
 	label := strconv.FormatInt(rigs.Add(1), 10)
@@ -124,7 +125,8 @@ func start(t testing.TB, change func(*options)) *rig {
 		clientServer.SetKeepAlivesEnabled(false)
 		pushServer = &http.Server{Handler: b.Push(http.NotFoundHandler(), http.NotFoundHandler()), ErrorLog: quiet}
 		servers.Go(func() { clientServer.Serve(clients) })
-		servers.Go(func() { pushServer.Serve(pushes) })
+		pushers = b.Pushers(pushServer)
+		servers.Go(func() { pushers.Serve(pushes) })
 		b.Serving()
 	})
 	t.Cleanup(func() {
@@ -133,7 +135,11 @@ func start(t testing.TB, change func(*options)) *rig {
 		}
 		client.Close()
 		clientServer.Close()
-		pushServer.Close()
+		pushes.Close()
+		over, cancel := context.WithCancel(context.Background())
+		cancel() // whoever is still there is closed
+		pushers.Shutdown(over)
+		pushers.Wait()
 		backend.Close()
 		servers.Wait()
 		// Nothing tells when a goroutine has gone.

@@ -35,8 +35,13 @@ func (c heldConn) CloseWrite() error {
 
 // lookAt reads without taking, from where the kernel remembers that we have looked to.
 func lookAt(fd int, p []byte) (n int, again bool, err error) {
+	return recv(fd, p, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+}
+
+// recv is recv(2), without telling Go's scheduler, since it does not wait.
+func recv(fd int, p []byte, flags uintptr) (n int, again bool, err error) {
 	for {
-		n, _, failure := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+		n, _, failure := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), flags, 0, 0)
 		switch failure {
 		case 0:
 			return int(n), false, nil

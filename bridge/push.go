@@ -133,26 +133,31 @@ func (o *outline) WriteHeader(status int)      { o.status = status }
 // authorized lets a request with the token pass. Without a token configured only this host may call, under a name of its own: a page that
 // has its name rebound to our address carries another.
 func (b *Bridge) authorized(w http.ResponseWriter, r *http.Request) bool {
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if b.allows(local, r.Host, r.Header.Get("Authorization")) {
+		return true
+	}
 	if b.config.PushToken == "" {
-		local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-		if local != nil && local.Network() == "unix" || loopbackHost(r.Host) {
-			return true
-		}
 		problem(w, http.StatusForbidden, "Host", fmt.Sprintf("without WSBRIDGE_PUSH_TOKEN the Host must be a loopback name such as localhost, not %q", r.Host))
 		return false
-	}
-	scheme, offered, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !strings.EqualFold(scheme, "Bearer") {
-		_, offered, _ = r.BasicAuth()
-	}
-	// Hashes have one length: the comparison tells nothing of the token's.
-	want, got := sha256.Sum256([]byte(b.config.PushToken)), sha256.Sum256([]byte(offered))
-	if subtle.ConstantTimeCompare(want[:], got[:]) == 1 {
-		return true
 	}
 	w.Header()["Www-Authenticate"] = []string{`Bearer realm="wsbridge"`, `Basic realm="wsbridge"`}
 	problem(w, http.StatusUnauthorized, "Authorization", "send the token of WSBRIDGE_PUSH_TOKEN as Authorization: Bearer, or as the password of Basic")
 	return false
+}
+
+// allows reports whether a request to the local address, with that Host and Authorization, may pass.
+func (b *Bridge) allows(local net.Addr, host, authorization string) bool {
+	if b.config.PushToken == "" {
+		return local != nil && local.Network() == "unix" || loopbackHost(host)
+	}
+	scheme, offered, _ := strings.Cut(authorization, " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		_, offered, _ = (&http.Request{Header: http.Header{"Authorization": {authorization}}}).BasicAuth()
+	}
+	// Hashes have one length: the comparison tells nothing of the token's.
+	want, got := sha256.Sum256([]byte(b.config.PushToken)), sha256.Sum256([]byte(offered))
+	return subtle.ConstantTimeCompare(want[:], got[:]) == 1
 }
 
 func loopbackHost(host string) bool {
@@ -233,9 +238,13 @@ type problemDetails struct {
 	Field  string `json:"field,omitempty"`
 }
 
+func newProblem(status int, field, detail string) problemDetails {
+	return problemDetails{"about:blank", http.StatusText(status), status, detail, field}
+}
+
 func problem(w http.ResponseWriter, status int, field, detail string) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(problemDetails{"about:blank", http.StatusText(status), status, detail, field})
+	json.NewEncoder(w).Encode(newProblem(status, field, detail))
 }

@@ -13,6 +13,9 @@ import (
 	"wsbridge/upstream"
 )
 
+// multipart begins the media types that are no message: their boundary is in the Content-Type, which clients don't see.
+const multipart = "multipart/"
+
 // verdict is what a pusher is told of one sending: a status, and a result or a problem.
 type verdict struct {
 	status int
@@ -74,7 +77,7 @@ func (b *Bridge) send(w http.ResponseWriter, r *http.Request, t target) (read bo
 		}
 	}
 	contentType := r.Header.Get("Content-Type")
-	if strings.HasPrefix(strings.ToLower(strings.TrimSpace(contentType)), "multipart/") {
+	if strings.HasPrefix(strings.ToLower(strings.TrimSpace(contentType)), multipart) {
 		problem(w, http.StatusUnsupportedMediaType, "Content-Type", fmt.Sprintf("%q is no message: send the body as it is", contentType))
 		return false
 	}

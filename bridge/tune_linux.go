@@ -39,3 +39,8 @@ func sendNoWait(fd int, p []byte) int {
 		}
 	}
 }
+
+// receiveNoWait reads what has come, the same way.
+func receiveNoWait(fd int, p []byte) (n int, again bool, err error) {
+	return recv(fd, p, unix.MSG_DONTWAIT)
+}

@@ -128,12 +128,12 @@ func (v *service) close() { v.upstream.Close() }
 
 // doors are a service's servers on their listeners.
 type doors struct {
-	clients, pushes       net.Listener
-	clientServer, pushers *http.Server
-	failed                chan error // one for each server, so that neither waits
-	serving               sync.WaitGroup
-	opening               sync.WaitGroup // connections of clients that have not been upgraded
-	pushing               sync.WaitGroup // connections of pushers
+	clients, pushes net.Listener
+	clientServer    *http.Server
+	pushers         *bridge.Pushers
+	failed          chan error // one for each server, so that neither waits
+	serving         sync.WaitGroup
+	opening         sync.WaitGroup // connections of clients that have not been upgraded
 }
 
 // open serves on the listeners.
@@ -153,25 +153,21 @@ func (v *service) open(clients, pushes net.Listener) (*doors, error) {
 			Handler: b, ReadTimeout: s.Bridge.HandshakeTimeout, WriteTimeout: s.Bridge.HandshakeTimeout + s.Bridge.WriteTimeout,
 			MaxHeaderBytes: maxHeader, ErrorLog: quiet,
 		},
-		pushers: &http.Server{
+		pushers: b.Pushers(&http.Server{
 			Handler:           b.Push(promhttp.HandlerFor(v.registry, promhttp.HandlerOpts{Registry: v.registry}), livePage(s, v.environ)),
 			ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeader, ErrorLog: quiet,
-		},
+		}),
 		failed: make(chan error, 2),
-	}
-	count := func(open *sync.WaitGroup, state http.ConnState) {
-		switch state {
-		case http.StateNew:
-			open.Add(1)
-		case http.StateClosed, http.StateHijacked:
-			open.Done()
-		}
 	}
 	d.clientServer.ConnState = func(c net.Conn, state http.ConnState) {
 		capped.track(c, state)
-		count(&d.opening, state)
+		switch state {
+		case http.StateNew:
+			d.opening.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			d.opening.Done()
+		}
 	}
-	d.pushers.ConnState = func(_ net.Conn, state http.ConnState) { count(&d.pushing, state) }
 	d.clientServer.SetKeepAlivesEnabled(false) // who doesn't upgrade has nothing more to ask
 	d.serving.Go(func() { d.failed <- d.pushers.Serve(pushes) })
 	d.serving.Go(func() { d.failed <- d.clientServer.Serve(inner) })
@@ -193,9 +189,8 @@ func (v *service) drain(d *doors, restarting bool) {
 func (d *doors) close() {
 	stopping, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if d.pushers.Shutdown(stopping) != nil {
-		d.pushers.Close()
-	}
+	d.pushes.Close()
+	d.pushers.Shutdown(stopping)
 	d.serving.Wait() // whoever was accepted just now is known behind that
 	go func() {
 		d.opening.Wait() // the server's own Shutdown drops those whose request it has not read

@@ -325,7 +325,7 @@ func (w *worker) suspend() <-chan struct{} {
 		<-w.service.bridge.Unfinished()
 		// A pusher's next request over a connection that is open is passed on, and the connection closed behind it; one that is idle is kept as long as ever:
 		// closed now, it could be in the moment of a request.
-		d.pushing.Wait()
+		d.pushers.Wait()
 		d.close()
 		next.CloseIdleConnections()
 	}()

@@ -1,0 +1,249 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"wsbridge/upstream"
+)
+
+// Pushers are the connections on which the backend and operators call the push side. Each is read here as long as plain pushes come over it, see plainPush; they cost half of
+// what net/http takes for them. With the first request that is anything else the connection is net/http's, with all that has been read of it.
+type Pushers struct {
+	bridge *Bridge
+	server *http.Server
+
+	open sync.WaitGroup // connections, of both kinds
+
+	mu       sync.Mutex // guards the following
+	plain    map[*pusher]bool
+	stopping bool
+}
+
+// Pushers returns the connections of the push side. The server, whose handler is that of Push, serves what is not plain.
+func (b *Bridge) Pushers(server *http.Server) *Pushers {
+	return &Pushers{bridge: b, server: server, plain: map[*pusher]bool{}}
+}
+
+// Serve accepts connections until the listener is closed, and returns why that ended.
+func (ps *Pushers) Serve(l net.Listener) error {
+	for pause := time.Duration(0); ; {
+		conn, err := l.Accept()
+		if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) {
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			time.Sleep(pause)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		pause = 0
+		ps.open.Add(1)
+		go ps.serve(conn)
+	}
+}
+
+// Wait waits until no connection is left.
+func (ps *Pushers) Wait() { ps.open.Wait() }
+
+// Shutdown ends the connections, each behind the request that is under way on it, or all when the context ends. Serve must have returned, or be about to.
+func (ps *Pushers) Shutdown(ctx context.Context) {
+	ps.mu.Lock()
+	ps.stopping = true
+	for p := range ps.plain {
+		p.conn.SetReadDeadline(time.Unix(1, 0))
+	}
+	ps.mu.Unlock()
+	if ps.server.Shutdown(ctx) != nil {
+		ps.server.Close()
+	}
+}
+
+// pusherIdle is how long a connection is kept over which nothing comes, and up to twice that.
+const pusherIdle = 2 * time.Minute
+
+// pusherBuffer is the largest request that is read here, in bytes.
+const pusherBuffer = 4 << 10
+
+// pusher is a connection while it is read here.
+type pusher struct {
+	of     *Pushers
+	conn   net.Conn
+	raw    syscall.RawConn
+	buffer [pusherBuffer]byte
+	have   int    // bytes of a request
+	answer []byte // what of an answer is to be written
+	busy   bool   // something has come since the deadline was set
+	other  bool   // what has come is for net/http
+	err    error
+	types  string // the Content-Type of the request before
+}
+
+func (ps *Pushers) serve(conn net.Conn) {
+	counted := &countedConn{Conn: conn, done: ps.open.Done}
+	if holder, ok := conn.(syscall.Conn); ok {
+		if raw, err := holder.SyscallConn(); err == nil {
+			p := &pusher{of: ps, conn: conn, raw: raw}
+			if !p.serve() {
+				counted.Close()
+				return
+			}
+			counted.early = p.buffer[:p.have]
+		}
+	}
+	conn.SetReadDeadline(time.Time{})
+	ps.server.Serve(&single{conn: counted})
+}
+
+// serve answers plain pushes. It reports whether the connection goes on as net/http's.
+func (p *pusher) serve() (goesOn bool) {
+	ps := p.of
+	ps.mu.Lock()
+	ps.plain[p] = true
+	if ps.stopping {
+		p.conn.SetReadDeadline(time.Unix(1, 0))
+	} else {
+		p.conn.SetReadDeadline(time.Now().Add(pusherIdle))
+	}
+	ps.mu.Unlock()
+	defer func() {
+		ps.mu.Lock()
+		delete(ps.plain, p)
+		ps.mu.Unlock()
+	}()
+	for run := p.step; ; {
+		err := p.raw.Read(run)
+		last := errors.Is(err, os.ErrDeadlineExceeded)
+		if last && p.stays() {
+			continue
+		}
+		if last { // what has come already is answered
+			err = p.raw.Control(func(fd uintptr) { p.step(fd) })
+		}
+		if p.other {
+			return true
+		}
+		if err != nil || p.err != nil || last && len(p.answer) == 0 {
+			return false
+		}
+		if _, err := p.conn.Write(p.answer); err != nil { // the socket did not take it at once
+			return false
+		}
+		p.answer = nil
+	}
+}
+
+// stays reports whether the connection goes on though its deadline has come, and sets the next.
+func (p *pusher) stays() bool {
+	p.of.mu.Lock()
+	defer p.of.mu.Unlock()
+	if p.of.stopping || !p.busy {
+		return false
+	}
+	p.busy = false
+	p.conn.SetReadDeadline(time.Now().Add(pusherIdle))
+	return true
+}
+
+// step reads what has come and answers it, for Go's poller. It returns true when there is something else to do than to wait for more.
+func (p *pusher) step(fd uintptr) bool {
+	n, again, err := receiveNoWait(int(fd), p.buffer[p.have:])
+	if again {
+		return false
+	}
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	if p.err = err; err != nil {
+		return true
+	}
+	p.have += n
+	p.busy = true
+	request, state := readPlain(p.buffer[:p.have])
+	if state == plainMore && p.have < len(p.buffer) {
+		return false
+	}
+	if state == plainWhole {
+		p.answer, state = p.push(&request)
+	}
+	if state != plainWhole {
+		p.other = true
+		return true
+	}
+	p.have = 0
+	p.answer = p.answer[sendNoWait(int(fd), p.answer):]
+	return len(p.answer) > 0
+}
+
+// push does what a plain push asks for, and returns the answer; or leaves it to net/http.
+func (p *pusher) push(request *plainPush) ([]byte, plainState) {
+	b := p.of.bridge
+	if string(request.contentType) != p.types {
+		p.types = string(request.contentType)
+	}
+	if b.next.Load() != nil || !b.allows(p.conn.LocalAddr(), string(request.host), string(request.authorization)) {
+		return nil, plainNot
+	}
+	v := b.push(request.target, upstream.NewPayload(p.types, false, request.body), options{})
+	if v.elsewhere() {
+		return nil, plainNot
+	}
+	return v.append(p.answer[:0], time.Now()), plainWhole
+}
+
+// countedConn is a connection of the push side as net/http has it.
+type countedConn struct {
+	net.Conn
+	early []byte // what has been read of it
+	done  func()
+	once  sync.Once
+}
+
+// Read reads.
+func (c *countedConn) Read(p []byte) (int, error) {
+	if len(c.early) > 0 {
+		n := copy(p, c.early)
+		c.early = c.early[n:]
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+// Close closes.
+func (c *countedConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(c.done)
+	return err
+}
+
+// single is a listener to which one connection comes.
+type single struct {
+	conn net.Conn
+}
+
+// Accept returns it, and then the end.
+func (s *single) Accept() (conn net.Conn, err error) {
+	if s.conn == nil {
+		return nil, io.EOF
+	}
+	conn, s.conn = s.conn, nil
+	return conn, nil
+}
+
+// Close closes it, if nobody has accepted it.
+func (s *single) Close() error {
+	if s.conn != nil {
+		return s.conn.Close()
+	}
+	return nil
+}
+
+// Addr returns nil: nobody asks.
+func (s *single) Addr() net.Addr { return nil }
