@@ -214,7 +214,7 @@ func refusal(w http.ResponseWriter, r *upstream.Reply) {
 func (b *Bridge) discard(c *conn) {
 	c.mu.Lock()
 	c.out.discard()
-	c.cancel(closeVanished(errors.New("the handshake was refused")))
+	c.ended.CompareAndSwap(nil, closeVanished(errors.New("the handshake was refused")))
 	b.registry.remove(c)
 	c.kept.free()
 	c.mu.Unlock()

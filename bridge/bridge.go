@@ -42,6 +42,7 @@ type Bridge struct {
 	keeping  *keeping // nil: connections end with this process
 	parking  parking
 	crew     crew
+	clock    *clock
 	linger   time.Duration // that an idle connection stays built
 	built    atomic.Uint64 // parked connections, again
 
@@ -73,6 +74,7 @@ func New(config Config, rates ratelimit.Config, client *upstream.Client, log *sl
 		config: config, rates: rates, handshakes: ratelimit.NewHandshakes(rates), upstream: client, log: log, journal: kept, keeping: newKeeping(keeper),
 		scratch:   sync.Pool{New: func() any { return new([]byte) }},
 		linger:    linger,
+		clock:     newClock(),
 		refusals:  rate.Sometimes{First: 3, Interval: time.Minute},
 		strangers: rate.Sometimes{First: 3, Interval: time.Minute},
 		upgrader: websocket.Upgrader{
@@ -160,6 +162,7 @@ func (b *Bridge) Drain(limit time.Duration, restarting bool) (lost int) {
 		}
 	}
 	b.crew.dismiss()
+	b.clock.stop()
 	return b.lastGoodbyes()
 }
 

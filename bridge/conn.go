@@ -1,7 +1,6 @@
 package bridge
 
 import (
-	"context"
 	"errors"
 	"os"
 	"slices"
@@ -26,13 +25,12 @@ const closeWait = 3 * time.Second
 //	                             pushes  ↗
 type conn struct {
 	bridge *Bridge
-	id     string          // the record's, which never changes
-	ctx    context.Context // ends with the connection; its cause is the *Close
-	cancel context.CancelCauseFunc
+	id     string                // the record's, which never changes
+	ended  atomic.Pointer[Close] // why it has; a context would be a tenth of what an idle connection takes
 	socket *socket
 	ws     *websocket.Conn // reads; never written to after the 101
 	rate   *ratelimit.Connection
-	timer  *time.Timer // the next thing that time brings: see tick
+	place  int32 // in the clock's heap, which guards it; 0: nothing is due
 
 	tasks sync.WaitGroup // forwarder, writer, parting
 
@@ -44,7 +42,7 @@ type conn struct {
 	mu       sync.Mutex // guards the following
 	changed  sync.Cond  // inbox, pending, sealed, the end
 	record   record
-	why      *Close   // the cause of ctx, where a broadcast finds it without a look at another piece of memory for each connection
+	why      *Close   // the same, or as it will be once another worker has given it up
 	opening  bool     // the 101 is not out yet
 	handing  bool     // another worker is to have it, as soon as it comes to rest
 	handed   bool     // another worker has it
@@ -87,8 +85,6 @@ func (m message) cost() int64 { return int64(len(m.body.Data)) + 64 }
 func (b *Bridge) newConn(rec record) *conn {
 	c := &conn{bridge: b, id: rec.ID, record: rec, opening: true, rate: b.rates.Connection()}
 	c.changed.L = &c.mu
-	// Not a child of the bridge's context: that one ends the POSTs, and a connection still says goodbye then.
-	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(b.ctx))
 	c.lastMessage.Store(rec.Since.UnixNano())
 	return c
 }
@@ -97,7 +93,7 @@ func (b *Bridge) newConn(rec record) *conn {
 func (c *conn) end(why *Close) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ctx.Err() != nil {
+	if c.hasEnded() {
 		return
 	}
 	if c.handed {
@@ -108,7 +104,7 @@ func (c *conn) end(why *Close) {
 		return
 	}
 	c.unpark()
-	c.cancel(why)
+	c.ended.Store(why)
 	c.why = why
 	c.kept.ends(why)
 	c.forsake()
@@ -129,12 +125,12 @@ func (c *conn) isOpening() bool {
 	return c.opening && !c.accepted
 }
 
+// hasEnded reports whether the connection ends, or has.
+func (c *conn) hasEnded() bool { return c.ended.Load() != nil }
+
 // ending returns why the connection ends, or nil while it is open.
 func (c *conn) ending() *Close {
-	if c.ctx.Err() == nil {
-		return nil
-	}
-	return context.Cause(c.ctx).(*Close)
+	return c.ended.Load()
 }
 
 // verdict is how the connection ended in the end: where we promised the last answers and one of them failed, the client is told. The
@@ -153,7 +149,7 @@ func (c *conn) opened() {
 	defer c.mu.Unlock()
 	c.opening = false
 	c.startClock(time.Now())
-	if c.ctx.Err() != nil {
+	if c.hasEnded() {
 		c.tasks.Go(c.part)
 	} else if c.flush(); !c.out.empty() {
 		c.startWriter()

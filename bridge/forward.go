@@ -90,7 +90,7 @@ func (c *conn) withdraw() {
 	defer c.mu.Unlock()
 	c.record.Sequence--
 	c.settle()
-	if !c.handing && c.ctx.Err() == nil {
+	if !c.handing && !c.hasEnded() {
 		c.leaveInbox()
 	}
 }
@@ -109,7 +109,7 @@ func (c *conn) apply(reply *upstream.Reply, answered *owed) {
 	}
 	if why.abandon {
 		c.mu.Lock()
-		if c.ctx.Err() != nil {
+		if c.hasEnded() {
 			c.abandon()
 			if c.failed == nil {
 				c.failed = why

@@ -104,5 +104,5 @@ func isMessage(p []byte) bool {
 func (c *conn) hasRoom(size int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.inbox) == 0 || c.ctx.Err() != nil || c.inboxBytes+int64(size) < c.bridge.config.MaxMessage
+	return len(c.inbox) == 0 || c.hasEnded() || c.inboxBytes+int64(size) < c.bridge.config.MaxMessage
 }

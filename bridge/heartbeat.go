@@ -18,16 +18,14 @@ func (c *conn) startClock(now time.Time) {
 
 // stopClock ends that. No task of the connection runs any more but the caller.
 func (c *conn) stopClock() {
-	if c.timer != nil { // it had ended before it opened
-		c.timer.Stop()
-	}
+	c.bridge.clock.remove(c)
 }
 
 // tick does what is due: a ping, or the end of a connection that is dead, idle or old.
 func (c *conn) tick() {
 	now := time.Now()
 	c.mu.Lock()
-	if c.ctx.Err() != nil || c.handed {
+	if c.hasEnded() || c.handed {
 		c.mu.Unlock()
 		return
 	}
@@ -66,9 +64,9 @@ func (c *conn) pong(payload []byte) {
 	}
 }
 
-// schedule sets the timer to what is due next. The lock is held.
+// schedule sets the clock to what is due next. The lock is held.
 func (c *conn) schedule(now time.Time) {
-	if c.ctx.Err() != nil {
+	if c.hasEnded() {
 		return
 	}
 	config := c.bridge.config
@@ -89,11 +87,7 @@ func (c *conn) schedule(now time.Time) {
 		}
 		next = earlier(next, drowsy)
 	}
-	if in := max(next.Sub(now), 0); c.timer == nil {
-		c.timer = time.AfterFunc(in, c.tick)
-	} else {
-		c.timer.Reset(in)
-	}
+	c.bridge.clock.set(c, next.Sub(now))
 }
 
 // silent reports whether nothing has come since the last ping went out, while we were reading. The lock is held.

@@ -142,11 +142,11 @@ func (c *conn) makeRoom() bool {
 			return false
 		}
 		k := c.kept
-		if c.ctx.Err() != nil || len(k.owed) == 0 && !c.handing {
-			if c.ctx.Err() == nil {
+		if c.hasEnded() || len(k.owed) == 0 && !c.handing {
+			if !c.hasEnded() {
 				k.isLarge(s.guard.current())
 			}
-			if c.ctx.Err() != nil {
+			if c.hasEnded() {
 				s.drop(s.guard.offset) // messages are let go
 			} else {
 				s.drop(s.guard.within())
@@ -182,7 +182,7 @@ func (c *conn) expectMore() {
 	s := c.socket
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ctx.Err() != nil {
+	if c.hasEnded() {
 		return // behind the end the deadline is another one
 	}
 	if c.kept.large {
@@ -207,7 +207,7 @@ func (c *conn) stalled() bool {
 		}
 		return !s.awaiting
 	}
-	if c.ctx.Err() != nil {
+	if c.hasEnded() {
 		return false
 	}
 	full, grown := true, false

@@ -34,7 +34,7 @@ func (c *conn) change(put bool, t target) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.ctx.Err() != nil:
+	case c.hasEnded():
 		return false
 	case t.kind == toGroup && put:
 		c.join(t.name)

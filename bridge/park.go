@@ -55,7 +55,7 @@ func (c *conn) leaveParked() (fd int) {
 
 // maySleep reports whether the connection is one that is parked when nobody uses it, and is not. The lock is held.
 func (c *conn) maySleep() bool {
-	return c.kept != nil && c.kept.live && c.parked == 0 && !c.opening && !c.handing && c.ctx.Err() == nil
+	return c.kept != nil && c.kept.live && c.parked == 0 && !c.opening && !c.handing && !c.hasEnded()
 }
 
 // isIdle reports whether nothing is under way. The lock is held.
@@ -117,7 +117,7 @@ func (c *conn) goOnWaiting() {
 	switch {
 	case c.sealed:
 		c.socket.Conn.SetReadDeadline(time.Now().Add(closeWait))
-	case c.bounded && c.ctx.Err() == nil:
+	case c.bounded && !c.hasEnded():
 		c.socket.Conn.SetReadDeadline(time.Now().Add(stallTime))
 	default:
 		c.socket.Conn.SetReadDeadline(time.Time{})

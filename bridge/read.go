@@ -88,7 +88,7 @@ func (c *conn) take(m message) *Close {
 func (c *conn) received(m *message) bool {
 	c.mu.Lock()
 	c.record.Position = c.socket.position()
-	if c.ctx.Err() != nil || c.handing {
+	if c.hasEnded() || c.handing {
 		c.mu.Unlock()
 		return false
 	}
@@ -120,11 +120,18 @@ func (c *conn) charge(size int) (wait time.Duration, why *Close) {
 func (c *conn) standFor(wait time.Duration) {
 	c.stand()
 	defer c.goOn()
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-c.ctx.Done():
+	over := false
+	alarm := time.AfterFunc(wait, func() {
+		c.mu.Lock()
+		over = true
+		c.mu.Unlock()
+		c.changed.Broadcast()
+	})
+	defer alarm.Stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !over && !c.hasEnded() {
+		c.changed.Wait()
 	}
 }
 
@@ -218,7 +225,7 @@ func (c *conn) room(held int64) int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	free := func() int64 {
-		if len(c.inbox) == 0 || c.ctx.Err() != nil {
+		if len(c.inbox) == 0 || c.hasEnded() {
 			return limit + 1
 		}
 		return limit - c.inboxBytes - held

@@ -100,7 +100,7 @@ func (c *conn) learn(reply *upstream.Reply) {
 // setUser names the connection's user; empty unnames. What a connection that has ended is told, its disconnect event says, but nobody finds it by
 // that any more. The lock is held, here and in what follows.
 func (c *conn) setUser(user string) {
-	if c.ctx.Err() == nil {
+	if !c.hasEnded() {
 		c.bridge.registry.rename(c, c.record.User, user)
 	}
 	c.record.User = user
@@ -112,7 +112,7 @@ func (c *conn) join(group string) {
 		return
 	}
 	c.record.Groups = slices.Insert(c.record.Groups, i, group)
-	if c.ctx.Err() == nil {
+	if !c.hasEnded() {
 		c.bridge.registry.join(c, group)
 	}
 }
@@ -125,7 +125,7 @@ func (c *conn) leaveGroup(group string) {
 	if c.record.Groups = slices.Delete(c.record.Groups, i, i+1); len(c.record.Groups) == 0 {
 		c.record.Groups = nil
 	}
-	if c.ctx.Err() == nil {
+	if !c.hasEnded() {
 		c.bridge.registry.quit(c, group)
 	}
 }

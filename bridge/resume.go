@@ -207,7 +207,7 @@ func finishKept(fd int) {
 func (b *Bridge) vanished(c *conn) {
 	c.mu.Lock()
 	c.arriving = false
-	c.cancel(closeVanished(nil))
+	c.ended.CompareAndSwap(nil, closeVanished(nil))
 	c.out.discard()
 	c.forsake()
 	b.registry.remove(c)
@@ -237,7 +237,7 @@ func (b *Bridge) farewell(k *kept, why *Close) {
 	}
 	c.countSent()
 	c.mu.Lock()
-	c.cancel(why)
+	c.ended.CompareAndSwap(nil, why)
 	c.mu.Unlock()
 	b.registry.release(c)
 	b.metrics.resumed.WithLabelValues("ended").Inc()

@@ -59,7 +59,7 @@ func (k *keeping) isSuspended() bool {
 func (c *conn) suspend() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.handing || c.arriving || c.ctx.Err() != nil {
+	if c.handing || c.arriving || c.hasEnded() {
 		return
 	}
 	c.leaveInbox()
@@ -79,7 +79,7 @@ func (c *conn) hand() {
 	if !c.handing && !c.opening && c.bridge.keeping.isSuspended() {
 		c.handing = true // its handshake was under way
 	}
-	if !c.handing || c.handed || c.opening || c.ctx.Err() != nil {
+	if !c.handing || c.handed || c.opening || c.hasEnded() {
 		return
 	}
 	if c.kept == nil || !c.kept.live {
