@@ -25,9 +25,16 @@ type date struct {
 
 func newClock() *clock { return &clock{tell: (*conn).tick, began: time.Now(), dates: make([]date, 1)} }
 
-// set changes when the connection is told to the given time from now on.
+// grain returns how much later a connection may be told than after the given time, at most: then many are told at once, and the machine wakes a few times in a second
+// for the pings of ten thousand, and not for each.
+func grain(in time.Duration) time.Duration { return min(in/64, 250*time.Millisecond) }
+
+// set changes when the connection is told to the given time from now on, or a little later.
 func (k *clock) set(c *conn, in time.Duration) {
 	at := time.Since(k.began) + max(in, 0)
+	if g := grain(in); g > 0 {
+		at = (at + g - 1) / g * g
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if c.place == 0 {

@@ -73,6 +73,7 @@ type kept struct {
 	slot  *holder.Slot
 
 	live    bool // its socket is kept as well
+	known   bool // this process has looked at the socket: what follows is true, and where the kernel looks is where it stands
 	tcp     bool // the kernel knows the positions
 	block   holder.Block
 	length  int     // of the write under way, in bytes

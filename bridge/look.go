@@ -250,7 +250,7 @@ func (s *socket) keep(k *kept, largest int64) error {
 	var err error
 	failed := s.raw.Control(func(fd uintptr) {
 		received, written, tcp := positions(int(fd))
-		k.tcp = tcp
+		k.known, k.tcp = true, tcp
 		slot := k.slot
 		slot.Base.Store(received - uint64(early))
 		slot.DropFrom.Store(received)

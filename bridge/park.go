@@ -39,10 +39,22 @@ func (c *conn) unpark() {
 	}
 	fd, slot := c.leaveParked(), c.kept.slot
 	c.bridge.built.Add(1)
-	c.adoptAt(fd, place{tcp: countsBytes(fd), dropped: int64(slot.DropTo.Load() - slot.Base.Load()), done: int64(slot.Progressed().Done.Load())})
+	c.kept.know(fd)
+	c.adoptAt(fd, place{tcp: c.kept.tcp, dropped: int64(slot.DropTo.Load() - slot.Base.Load()), done: int64(slot.Progressed().Done.Load())})
 	c.attach(c.bridge.upgradeAgain(c.socket, c.record.Window > 0))
 	c.schedule(time.Now())
 	go c.serve()
+}
+
+// know looks at the socket of a parked connection that another worker has left, once.
+func (k *kept) know(fd int) {
+	if k.known {
+		return
+	}
+	k.known, k.tcp = true, countsBytes(fd)
+	if !k.in.old {
+		lookFrom(fd, 0) // a dead worker may have looked further
+	}
 }
 
 // leaveParked returns a parked connection's descriptor, which is not watched any more. The lock is held.
@@ -159,29 +171,27 @@ func (c *conn) pingAsleep(now time.Time) bool {
 }
 
 // stirs takes note of what has come from the client of a parked connection: pongs, which say that it lives, pings, which are answered, or something for which it is
-// built.
-func (c *conn) stirs() {
+// built. It reports whether it was heartbeats alone.
+func (c *conn) stirs() (heartbeats bool) {
 	var buffer [64]byte
 	c.mu.Lock()
 	if c.parked == 0 {
 		c.mu.Unlock()
-		return
+		return false
 	}
 	slot := c.kept.slot
 	from := slot.DropTo.Load()
-	if !c.bridge.keeping.old {
-		lookFrom(c.parked, 0) // a dead worker may have looked further
-	}
+	c.kept.know(c.parked)
 	n, nothing, err := lookAt(c.parked, buffer[:])
 	pongs, ping, others := heartbeatsIn(buffer[:n])
 	if !nothing && (n == 0 || n == len(buffer) || others || err != nil) {
 		c.unpark()
 		c.mu.Unlock()
-		return
+		return false
 	}
 	if n > 0 {
 		slot.DropTo.Store(from + uint64(n))
-		dropBytes(c.parked, n, countsBytes(c.parked))
+		dropBytes(c.parked, n, c.kept.tcp)
 		slot.DropFrom.Store(from + uint64(n))
 		c.heard.Store(time.Now().UnixNano())
 	}
@@ -196,6 +206,7 @@ func (c *conn) stirs() {
 	for _, pong := range pongs {
 		c.ponged(pong)
 	}
+	return true
 }
 
 // heartbeatsIn returns the payloads of eight bytes among those of the pongs in p, that of the last ping, or nil, and whether there is anything else.

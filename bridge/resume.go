@@ -346,7 +346,7 @@ func (c *conn) adoptAt(fd int, at place) {
 	c.socket = s
 	k := c.kept
 	l := newLook(k, c.bridge.config.MaxMessage)
-	k.tcp = at.tcp
+	k.known, k.tcp = true, at.tcp
 	s.hold(l, at.dropped)
 	if at.done > at.dropped { // answered, and not dropped yet
 		s.drop(at.done)
