@@ -20,19 +20,23 @@ const largestOfNchan = 1 << 10
 // BenchmarkMessage prints the server's processor time for one message and its answer, with clients that have one under way each, by their number and the message's size.
 func BenchmarkMessage(b *testing.B) {
 	bed := newBed(b)
-	for _, row := range []struct{ clients, size int }{{64, 64}, {512, 64}, {5_000, 64}, {64, 1 << 10}, {64, 16 << 10}, {64, 64 << 10}} {
+	for _, row := range []struct{ clients, size int }{{64, 64}, {512, 64}, {5_000, 64}, {19_000, 64}, {64, 1 << 10}, {64, 16 << 10}, {64, 64 << 10}} {
 		b.Run(fmt.Sprintf("%d_clients/%d_bytes", row.clients, row.size), func(b *testing.B) {
 			kinds := []string{"wsbridge", "nchan", "gorilla"}
 			if row.size > largestOfNchan {
 				kinds = []string{"wsbridge", "gorilla"}
 			}
-			compare(b, kinds, "us/message", func(kind string) float64 { return cost(b, bed, kind, row.clients, row.size) })
+			name, first, place := "clients", "clients", row.clients
+			if row.size > 64 {
+				name, first, place = "sizes", "bytes", row.size
+			}
+			compare(b, name, first, fmt.Sprint(place), kinds, "us/message", func(kind string) float64 { return cost(b, bed, kind, row.clients, row.size) })
 		})
 	}
 }
 
-// compare measures the servers in turn, and prints the median of each one's figures and the ratio to nchan's.
-func compare(b *testing.B, kinds []string, unit string, measure func(kind string) float64) {
+// compare measures the servers in turn, and prints the median of each one's figures and the ratio to nchan's. It is a row of the table with that name.
+func compare(b *testing.B, name, first, place string, kinds []string, unit string, measure func(kind string) float64) {
 	b.Helper()
 	figures := map[string][]float64{}
 	for range rounds {
@@ -44,8 +48,22 @@ func compare(b *testing.B, kinds []string, unit string, measure func(kind string
 	for _, kind := range kinds {
 		b.ReportMetric(median(figures[kind]), kind+"-"+unit)
 	}
+	row := []string{place}
+	for _, kind := range []string{"wsbridge", "nchan", "gorilla"} {
+		text := ""
+		if figures[kind] != nil {
+			text = fmt.Sprintf("%.1f", median(figures[kind]))
+		}
+		row = append(row, text)
+	}
+	ratio := ""
 	if theirs := figures["nchan"]; theirs != nil {
 		b.ReportMetric(median(figures["wsbridge"])/median(theirs), "x-nchan")
+		ratio = fmt.Sprintf("%.2f", median(figures["wsbridge"])/median(theirs))
+	}
+	t := tabulate(name, []string{first, "wsbridge, " + unit, "nchan", "gorilla alone", "x nchan"}, append(row, ratio)...)
+	if t.unit = unit; name == "clients" || name == "sizes" || name == "members" {
+		t.axis = first
 	}
 }
 
@@ -103,12 +121,37 @@ func BenchmarkTail(b *testing.B) {
 	for name, all := range times {
 		b.ReportMetric(median(all), name)
 	}
+	for _, kind := range kinds {
+		row := []string{fmt.Sprintf("%.0f", rate), kind}
+		for _, s := range shares {
+			row = append(row, fmt.Sprintf("%.2f ms", median(times[kind+"-"+s.name+"-us"])/1000))
+		}
+		tabulate("tail", []string{"messages a second", "", "median", "99 %", "99.9 %"}, row...)
+	}
 }
 
-// BenchmarkIdle prints the memory that the server's processes grow by for each connection of 10,000 that say nothing, some seconds after they were opened.
+// BenchmarkIdle prints the memory that the server's processes grow by for each connection that says nothing, some seconds after they were opened.
 func BenchmarkIdle(b *testing.B) {
 	bed := newBed(b)
-	compare(b, []string{"wsbridge", "nchan", "gorilla"}, "KiB/connection", func(kind string) float64 { return growth(b, bed, kind, 10_000) })
+	for _, clients := range []int{10_000, 19_000} {
+		b.Run(fmt.Sprintf("%d_clients", clients), func(b *testing.B) {
+			compare(b, "idle", "connections", fmt.Sprint(clients), []string{"wsbridge", "nchan", "gorilla"}, "KiB/connection", func(kind string) float64 { return growth(b, bed, kind, clients) })
+		})
+	}
+}
+
+// BenchmarkConnect prints the server's processor time for opening a connection: wsbridge asks the backend whether it may be, the others don't.
+func BenchmarkConnect(b *testing.B) {
+	const clients = 5_000
+	bed := newBed(b)
+	compare(b, "connect", "connections", fmt.Sprint(clients), []string{"wsbridge", "nchan", "gorilla"}, "us/connection", func(kind string) float64 {
+		s := bed.start(b, kind)
+		defer s.stop()
+		before := s.cpu(b)
+		f := dial(b, s, clients, 0, s.url)
+		defer f.close()
+		return float64((s.cpu(b) - before).Microseconds()) / clients
+	})
 }
 
 // growth returns the memory of one connection, in KiB.

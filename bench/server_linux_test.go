@@ -28,10 +28,17 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, http.ListenAndServe(os.Args[1], handler))
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if file := os.Getenv(docs); file != "" && code == 0 {
+		if err := writeTables(file); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
 
-// echo is the backend: it answers what it is asked, and puts whom the URL names a group into it.
+// echo is the backend: it answers what it is asked, puts whom the URL names a group into it, tells whom it asks for it their id, and takes its time for who is to wait.
 func echo(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -40,6 +47,13 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	w.Header()["Content-Type"] = []string{"text/plain"}
 	w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
 	w.Header()["Date"] = nil
+	if r.URL.Query().Has("id") && r.Header.Get("ce-type") == "wsbridge.connect" {
+		body = []byte(r.Header.Get("ce-connectionid"))
+		w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
+	}
+	if r.URL.Query().Has("slow") && len(body) > 0 {
+		time.Sleep(time.Second)
+	}
 	if group := r.URL.Query().Get("group"); group != "" {
 		w.Header()["Ws-Join"] = []string{group}
 	}
@@ -75,6 +89,7 @@ http {
     listen %[4]s backlog=4096;
     location ~ ^/ws/(.+)$ { nchan_pubsub websocket; nchan_channel_id $1; nchan_subscriber_first_message newest; nchan_message_buffer_length 0; nchan_publisher_upstream_request /up; }
     location ~ ^/group/(.+)$ { nchan_subscriber websocket; nchan_channel_id $1; nchan_subscriber_first_message newest; nchan_message_buffer_length 0; }
+    location ~ ^/one/(.+)$ { nchan_subscriber websocket; nchan_channel_id one$1; nchan_subscriber_first_message newest; nchan_message_buffer_length 0; }
     location ~ ^/groups/(.+)$ { nchan_publisher http; nchan_channel_id $1; nchan_message_buffer_length 0; }
     location = /up { internal; proxy_pass http://be/echo; proxy_http_version 1.1; proxy_set_header Connection ""; }
   }
@@ -180,6 +195,14 @@ func (s *server) group(int) string {
 		return "ws://" + s.address + "/group/all"
 	}
 	return "ws://" + s.address + "/ws?group=all"
+}
+
+// one is where a client connects to hear what is pushed to it alone.
+func (s *server) one(i int) string {
+	if s.kind == "nchan" {
+		return "ws://" + s.address + "/one/" + strconv.Itoa(i)
+	}
+	return "ws://" + s.address + "/ws?id"
 }
 
 // processes calls with the directory in /proc and the fields of stat behind the name (state, parent, process group, …) of each of the server's processes.
