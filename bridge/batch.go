@@ -124,7 +124,6 @@ func (b *Bridge) batchLine(line []byte, failure error) func() verdict {
 	if v.status != 0 {
 		return now(v)
 	}
-	done := make(chan verdict, 1)
 	p := b.newParcel([]upstream.Payload{message}, o)
 	var r result
 	if next := b.here(func() { r = b.dispatch(t, p) }); next != nil {
@@ -133,6 +132,7 @@ func (b *Bridge) batchLine(line []byte, failure error) func() verdict {
 	if o.confirm == 0 {
 		return now(b.verdict(t, p.await(r)))
 	}
+	done := make(chan verdict, 1)
 	go func() { done <- b.verdict(t, p.await(r)) }() // ends with the confirmation's time
 	return func() verdict { return <-done }
 }
@@ -145,14 +145,16 @@ func (b *Bridge) parseLine(line []byte) (t target, message upstream.Payload, o o
 	if !utf8.Valid(line) {
 		return bad(http.StatusBadRequest, "", "the line is not UTF-8: send binary data as base64")
 	}
-	var l batchLine
-	decoder := json.NewDecoder(bytes.NewReader(line))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&l); err != nil {
-		return bad(http.StatusBadRequest, "", "the line is no object of JSON with to, body or base64, ttl, collapse, confirm and except: "+err.Error())
-	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return bad(http.StatusBadRequest, "", "there is more than one object in the line")
+	l, plain := plainLine(line)
+	if !plain {
+		decoder := json.NewDecoder(bytes.NewReader(line))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&l); err != nil {
+			return bad(http.StatusBadRequest, "", "the line is no object of JSON with to, body or base64, ttl, collapse, confirm and except: "+err.Error())
+		}
+		if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+			return bad(http.StatusBadRequest, "", "there is more than one object in the line")
+		}
 	}
 	t, err := parseTarget(l.To)
 	if err != nil {
@@ -172,6 +174,9 @@ func (b *Bridge) parseLine(line []byte) (t target, message upstream.Payload, o o
 	if int64(len(message.Data)) > b.config.PushMaxBody {
 		return bad(http.StatusRequestEntityTooLarge, "body", fmt.Sprintf("the message is larger than %d bytes (WSBRIDGE_PUSH_MAX_BODY)", b.config.PushMaxBody))
 	}
+	if plain {
+		return t, message, o, verdict{}
+	}
 	except, err := l.excepted()
 	if err == nil && except != nil && t.kind == toOne {
 		err = errors.New("except is for many")
@@ -189,6 +194,38 @@ func (b *Bridge) parseLine(line []byte) (t target, message upstream.Payload, o o
 		}
 	}
 	return t, message, o, verdict{}
+}
+
+// plainLine reads a line that has a to and a body and nothing that would have to be decoded, as most have: a third of what a push in a batch costs was to read its JSON.
+// The line is UTF-8.
+func plainLine(line []byte) (l batchLine, ok bool) {
+	next := func(token string) bool {
+		line = bytes.TrimLeft(line, " \t\r\n")
+		rest, found := bytes.CutPrefix(line, []byte(token))
+		line = rest
+		return found
+	}
+	text := func() (string, bool) {
+		end := bytes.IndexByte(line, '"')
+		if end < 0 || bytes.IndexByte(line[:end], '\\') >= 0 || bytes.ContainsFunc(line[:end], func(r rune) bool { return r < ' ' }) {
+			return "", false
+		}
+		s := string(line[:end])
+		line = line[end+1:]
+		return s, true
+	}
+	if !next("{") || !next(`"to"`) || !next(":") || !next(`"`) {
+		return batchLine{}, false
+	}
+	if l.To, ok = text(); !ok || !next(",") || !next(`"body"`) || !next(":") || !next(`"`) {
+		return batchLine{}, false
+	}
+	body, ok := text()
+	if !ok || !next("}") || len(bytes.TrimLeft(line, " \t\r\n")) > 0 {
+		return batchLine{}, false
+	}
+	l.Body = &body
+	return l, true
 }
 
 // excepted returns the ids as a query has them, or nil.

@@ -99,18 +99,20 @@ const (
 
 // parseTarget reads a send route: /connections/ID, /users/USER, /groups/GROUP or /connections, its names percent-encoded where need be.
 func parseTarget(path string) (target, error) {
-	wrong := fmt.Errorf("%q is no send route: use /connections/ID, /users/USER, /groups/GROUP or /connections", path)
+	wrong := func() (target, error) {
+		return target{}, fmt.Errorf("%q is no send route: use /connections/ID, /users/USER, /groups/GROUP or /connections", path)
+	}
 	if path == "/connections" {
 		return target{kind: toAll}, nil
 	}
 	rest, ok := strings.CutPrefix(path, "/")
 	kind, encoded, more := strings.Cut(rest, "/")
 	if !ok || !more || strings.ContainsAny(encoded, "/?#") {
-		return target{}, wrong
+		return wrong()
 	}
 	name, err := url.PathUnescape(encoded)
 	if err != nil || name == "" {
-		return target{}, wrong
+		return wrong()
 	}
 	t := target{name: name}
 	switch kind {
@@ -120,7 +122,7 @@ func parseTarget(path string) (target, error) {
 	case "groups":
 		t.kind = toGroup
 	default:
-		return target{}, wrong
+		return wrong()
 	}
 	return t, t.valid()
 }
