@@ -17,19 +17,21 @@ import (
 //
 // What is between dropped and received the next worker finds as well, if this one is killed.
 type look struct {
-	kept    *kept
-	kernel  bool // it remembers where we look (SO_PEEK_OFF; Linux 6.9 for TCP)
-	budget  int64
-	most    int // bytes that the socket's buffer may grow to
-	dropped atomic.Int64
-	run     func(fd uintptr) bool
-	into    []byte
-	n       int
-	err     error
-	skip    func() int // bytes from dropped to where we look, without the kernel's help
-	mu      sync.Mutex // held while bytes are dropped, and while they are looked at without the kernel's help
-	busy    atomic.Bool
-	shut    atomic.Bool // nothing is read any more: another worker does
+	kept     *kept
+	kernel   bool // it remembers where we look (SO_PEEK_OFF; Linux 6.9 for TCP)
+	budget   int64
+	most     int // bytes that the socket's buffer may grow to
+	dropped  atomic.Int64
+	run      func(fd uintptr) bool
+	drop     func(fd uintptr)
+	dropping int // bytes, by drop
+	into     []byte
+	n        int
+	err      error
+	skip     func() int // bytes from dropped to where we look, without the kernel's help
+	mu       sync.Mutex // held while bytes are dropped, and while they are looked at without the kernel's help
+	busy     atomic.Bool
+	shut     atomic.Bool // nothing is read any more: another worker does
 }
 
 // errHanded ends the reading of a connection that another worker has.
@@ -124,7 +126,8 @@ func (s *socket) drop(to int64) {
 	at := slot.Base.Load() + uint64(to)
 	slot.DropTo.Store(at)
 	l.mu.Lock()
-	s.raw.Control(func(fd uintptr) { dropBytes(int(fd), int(n), l.kept.tcp) })
+	l.dropping = int(n)
+	s.raw.Control(l.drop)
 	l.dropped.Store(to)
 	l.mu.Unlock()
 	slot.DropFrom.Store(at)
@@ -288,6 +291,7 @@ func (l *look) prepare(fd int, ahead int64) {
 func (s *socket) hold(l *look, dropped int64) {
 	l.dropped.Store(dropped)
 	l.run = l.once
+	l.drop = func(fd uintptr) { dropBytes(int(fd), l.dropping, l.kept.tcp) }
 	l.skip = func() int { return int(s.guard.offset - l.dropped.Load()) }
 	l.kept.live = true
 	s.held = l

@@ -202,9 +202,6 @@ type result struct {
 
 // members are the connections that a target names now.
 func (b *Bridge) members(t target) []*conn {
-	if t.own != nil {
-		return []*conn{t.own}
-	}
 	if t.kind != toOne {
 		return b.registry.members(t)
 	}
@@ -227,7 +224,12 @@ func (p *parcel) await(r result) result {
 func (b *Bridge) dispatch(t target, p *parcel) result {
 	var r result
 	p.at = time.Now()
-	for _, c := range b.members(t) {
+	var own [1]*conn
+	conns := own[:]
+	if own[0] = t.own; t.own == nil {
+		conns = b.members(t)
+	}
+	for _, c := range conns {
 		if slices.Contains(p.except, c.id) {
 			continue
 		}

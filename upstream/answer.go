@@ -52,7 +52,17 @@ func ValidClose(code int, reason string) error {
 // control reads the Ws- headers of a 2xx answer, and of a 4xx answer only Ws-Close, into the reply. The first fault spoils the whole.
 func (r *Reply) control(header fields, binary bool, body []byte) error {
 	contentType := header.get("Content-Type")
-	header = header.ours() // most answers have none
+	if header = header.ours(); len(header) == 0 && r.Outcome == Accepted { // as most are
+		if len(body) == 0 {
+			return nil
+		}
+		return r.messages("one", contentType, binary, body)
+	}
+	return r.controls(header, contentType, binary, body)
+}
+
+// controls does that with those of the headers that there are.
+func (r *Reply) controls(header fields, contentType string, binary bool, body []byte) error {
 	one := func(name string) (value string, present bool, err error) {
 		for _, field := range header {
 			switch {

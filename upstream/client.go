@@ -204,7 +204,9 @@ func (c *Client) post(ctx context.Context, e *Event, request []byte, start time.
 	default:
 		return &Reply{Outcome: Invalid, Status: answer.code, Err: fmt.Errorf("the answer is larger than %d bytes", c.config.MaxAnswer)}, end
 	}
-	return c.reply(e, answer, body, end), end
+	r = c.reply(e, answer, body, end)
+	heads.Put(answer) // the reply has nothing of it but strings
+	return r, end
 }
 
 // lostError is why a request has no answer, and what that means for it.

@@ -3,6 +3,7 @@ package upstream
 import (
 	"net/http"
 	"strings"
+	"sync"
 )
 
 // head is that of an answer.
@@ -15,6 +16,9 @@ type head struct {
 
 	first [8]Field // where the fields of most answers are
 }
+
+// heads are those of answers that have been read: see Client.post.
+var heads = sync.Pool{New: func() any { return new(head) }}
 
 // newHead returns that of a response.
 func newHead(r *http.Response) *head {

@@ -27,7 +27,8 @@ func plainAnswer(r *bufio.Reader, limit int64) *head {
 	if err != nil || code == http.StatusNoContent || code == http.StatusNotModified { // which have no body, whatever their fields say
 		return nil
 	}
-	answer := &head{code: int(code), status: status, length: -1}
+	answer := heads.Get().(*head)
+	*answer = head{code: int(code), status: status, length: -1}
 	answer.fields = answer.first[:0]
 	for len(rest) > 0 {
 		line, rest, _ = strings.Cut(rest, "\r\n")
