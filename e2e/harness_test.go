@@ -105,20 +105,25 @@ func tempDir(t *testing.T) string {
 }
 
 // freePort returns a port for those who can't choose one by themselves. It is below those that the kernel hands out, so that nobody is
-// given it meanwhile.
+// given it meanwhile, and none is given to two tests.
 func freePort(t *testing.T) string {
 	t.Helper()
 	for range 100 {
-		address := fmt.Sprintf("127.0.0.1:%d", 15000+rand.IntN(15000))
-		if l, err := net.Listen("tcp", address); err == nil {
+		port := strconv.Itoa(15000 + rand.IntN(15000))
+		if _, taken := ports.LoadOrStore(port, true); taken {
+			continue
+		}
+		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
 			l.Close()
-			_, port, _ := net.SplitHostPort(address)
 			return port
 		}
 	}
 	t.Fatal("there is no free port")
 	return ""
 }
+
+// ports are those that freePort has given.
+var ports sync.Map
 
 // output is what a process has written, in lines.
 type output struct {
