@@ -28,7 +28,7 @@ soak: tools ## run the tests that take longer: the servers with their own idle l
 
 .PHONY: bench
 bench: ## run the benchmarks, of the parts and of the whole beside nchan (libnginx-mod-nchan) and a bare gorilla server
-	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
+	WSBRIDGE_BENCH_DOCS=$(CURDIR)/docs/performance.md go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (2m)

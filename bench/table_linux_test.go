@@ -12,10 +12,11 @@ const docs = "WSBRIDGE_BENCH_DOCS"
 
 // table is one of them.
 type table struct {
-	head []string
-	rows [][]string
-	axis string // of its curve, of which the first column is the x; empty: none is drawn
-	unit string
+	head   []string
+	rows   [][]string
+	axis   string // of its curve, of which the first column is the x; empty: none is drawn
+	unit   string
+	beside int // the column that is drawn beside wsbridge's
 }
 
 // tables are those that have been measured, by name.
@@ -42,23 +43,14 @@ func (t *table) markdown() string {
 	if t.axis == "" {
 		return text.String()
 	}
-	var places []string
+	var places, ours, theirs []string
 	for _, row := range t.rows {
-		places = append(places, fmt.Sprintf("%q", row[0]))
-	}
-	fmt.Fprintf(&text, "\n```mermaid\nxychart-beta\n  title \"%s (the first line is wsbridge, the second nchan)\"\n  x-axis \"%s\" [%s]\n  y-axis \"%s\"\n", t.unit, t.axis, strings.Join(places, ", "), t.unit)
-	for column := 1; column <= 2; column++ {
-		var line []string
-		for _, row := range t.rows {
-			figure := row[column]
-			if figure == "" {
-				figure = "0"
-			}
-			line = append(line, figure)
+		if row[t.beside] != "" {
+			places, ours, theirs = append(places, fmt.Sprintf("%q", row[0])), append(ours, row[1]), append(theirs, row[t.beside])
 		}
-		fmt.Fprintf(&text, "  line [%s]\n", strings.Join(line, ", "))
 	}
-	text.WriteString("```\n")
+	fmt.Fprintf(&text, "\n```mermaid\nxychart-beta\n  title \"%s: first wsbridge, second %s\"\n  x-axis \"%s\" [%s]\n  y-axis \"%s\"\n  line [%s]\n  line [%s]\n```\n",
+		t.unit, t.head[t.beside], t.axis, strings.Join(places, ", "), t.unit, strings.Join(ours, ", "), strings.Join(theirs, ", "))
 	return text.String()
 }
 

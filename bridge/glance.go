@@ -16,6 +16,7 @@ import (
 type glance struct {
 	run    func(fd uintptr) bool
 	buffer [readBuffer]byte
+	letter letter
 	why    *Close  // how a message ends the connection
 	late   message // which came too soon for its client's rate
 	wait   time.Duration
@@ -61,17 +62,22 @@ func (s *socket) mayGlance() bool {
 // for which closing it waits.
 func (c *conn) glanceOnce(fd uintptr) bool {
 	s, l, g := c.socket, c.socket.held, c.socket.glance
-	l.into = g.buffer[:]
-	took := l.once(fd)
-	l.into = nil
-	if !took {
+	l.busy.Store(true)
+	if l.shut.Load() {
+		l.busy.Store(false)
 		return false
 	}
-	if s.failed = l.err; l.err == nil && l.n == 0 {
+	n, unread, again, err := g.letter.lookAt(int(fd), g.buffer[:])
+	l.busy.Store(false)
+	if again {
+		return false
+	}
+	if s.failed = err; err == nil && n == 0 {
 		s.failed = io.EOF
 	}
-	s.early = g.buffer[:l.n]
-	if s.failed != nil || l.n == len(g.buffer) || !isMessage(s.early) || !c.hasRoom(l.n) {
+	s.early = g.buffer[:n]
+	// What is unread counts from where the buffer is dropped to. The end of the stream counts as a byte: it may have come with the message, and would not be told of again.
+	if s.failed != nil || unread != s.guard.offset+int64(n)-l.dropped.Load() || !isMessage(s.early) || !c.hasRoom(n) {
 		return true
 	}
 	s.awaiting = false

@@ -54,6 +54,50 @@ func recv(fd int, p []byte, flags uintptr) (n int, again bool, err error) {
 	}
 }
 
+// letter is what recvmsg(2) is called with, and gives: made anew it would be garbage for each message.
+type letter struct {
+	header unix.Msghdr
+	piece  unix.Iovec
+	note   struct {
+		unix.Cmsghdr
+		unread int32
+		_      int32
+	}
+}
+
+// lookAt reads without taking, from where the kernel remembers that we have looked to. It also tells how many bytes there are that nobody has taken, those before that place included, and one more
+// where the stream has ended: negative where the kernel does not say so.
+func (m *letter) lookAt(fd int, p []byte) (n int, unread int64, again bool, err error) {
+	for {
+		m.piece.Base = unsafe.SliceData(p)
+		m.piece.SetLen(len(p))
+		m.header = unix.Msghdr{Iov: &m.piece, Control: (*byte)(unsafe.Pointer(&m.note))}
+		m.header.SetIovlen(1)
+		m.header.SetControllen(int(unsafe.Sizeof(m.note)))
+		n, _, failure := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&m.header)), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch failure {
+		case 0:
+			unread = -1
+			if m.header.Controllen >= unix.SizeofCmsghdr+4 && m.note.Level == unix.IPPROTO_TCP && m.note.Type == unix.TCP_CM_INQ {
+				unread = int64(m.note.unread)
+			}
+			return int(n), unread, false, nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return 0, 0, true, nil
+		default:
+			return 0, 0, false, os.NewSyscallError("recvmsg", failure)
+		}
+	}
+}
+
+// tellsUnread makes the kernel say with what is read how much is left, as it does for TCP (since Linux 4.18).
+func tellsUnread(raw syscall.RawConn) bool {
+	var err error
+	failed := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_INQ, 1) })
+	return err == nil && failed == nil
+}
+
 // skipped is where bytes go that have been looked at before. Nobody reads it.
 var skipped = sync.Pool{New: func() any {
 	p := make([]byte, mostAhead+headers)

@@ -42,3 +42,11 @@ func bufferFull(int) bool { return true }
 func growBuffer(int, int) bool { return false }
 
 func duplicate(syscall.RawConn) int { return -1 }
+
+type letter struct{}
+
+func (*letter) lookAt(int, []byte) (n int, unread int64, again bool, err error) {
+	return 0, 0, false, errors.ErrUnsupported
+}
+
+func tellsUnread(syscall.RawConn) bool { return false }

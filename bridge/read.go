@@ -22,7 +22,7 @@ const maxScratch = 64 << 10
 // until nothing is left of the connection. It spends its life waiting, and that must fit into the 2 KiB of stack that a goroutine begins
 // with: it waits before it calls gorilla, and whatever else it does is done in functions of its own.
 func (c *conn) serve() {
-	if held := c.socket.held; held != nil && held.kernel {
+	if held := c.socket.held; held != nil && held.kernel && tellsUnread(c.socket.raw) {
 		c.socket.glance = &glance{run: c.glanceOnce}
 	}
 	for c.glance() {
