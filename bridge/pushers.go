@@ -78,8 +78,9 @@ type pusher struct {
 	conn   net.Conn
 	raw    syscall.RawConn
 	buffer [pusherBuffer]byte
-	have   int    // bytes of a request
-	answer []byte // what of an answer is to be written
+	have   int // bytes of a request
+	answer []byte
+	left   []byte // of it, to be written
 	busy   bool   // something has come since the deadline was set
 	other  bool   // what has come is for net/http
 	err    error
@@ -130,13 +131,13 @@ func (p *pusher) serve() (goesOn bool) {
 		if p.other {
 			return true
 		}
-		if err != nil || p.err != nil || last && len(p.answer) == 0 {
+		if err != nil || p.err != nil || last && len(p.left) == 0 {
 			return false
 		}
-		if _, err := p.conn.Write(p.answer); err != nil { // the socket did not take it at once
+		if _, err := p.conn.Write(p.left); err != nil { // the socket did not take it at once
 			return false
 		}
-		p.answer = nil
+		p.left = nil
 	}
 }
 
@@ -152,50 +153,55 @@ func (p *pusher) stays() bool {
 	return true
 }
 
-// step reads what has come and answers it, for Go's poller. It returns true when there is something else to do than to wait for more.
+// step reads what has come and answers it, for Go's poller, until nothing is left: the end of the stream may come with a request, and nothing would tell of it again. It
+// returns true when there is something else to do than to wait for more.
 func (p *pusher) step(fd uintptr) bool {
-	n, again, err := receiveNoWait(int(fd), p.buffer[p.have:])
-	if again {
-		return false
+	for {
+		n, again, err := receiveNoWait(int(fd), p.buffer[p.have:])
+		if again {
+			return false
+		}
+		if err == nil && n == 0 {
+			err = io.EOF
+		}
+		if p.err = err; err != nil {
+			return true
+		}
+		p.have += n
+		p.busy = true
+		request, state := readPlain(p.buffer[:p.have])
+		if state == plainMore && p.have < len(p.buffer) {
+			continue
+		}
+		if state == plainWhole {
+			state = p.push(&request)
+		}
+		if state != plainWhole {
+			p.other = true
+			return true
+		}
+		p.have = 0
+		if p.left = p.answer[sendNoWait(int(fd), p.answer):]; len(p.left) > 0 {
+			return true
+		}
 	}
-	if err == nil && n == 0 {
-		err = io.EOF
-	}
-	if p.err = err; err != nil {
-		return true
-	}
-	p.have += n
-	p.busy = true
-	request, state := readPlain(p.buffer[:p.have])
-	if state == plainMore && p.have < len(p.buffer) {
-		return false
-	}
-	if state == plainWhole {
-		p.answer, state = p.push(&request)
-	}
-	if state != plainWhole {
-		p.other = true
-		return true
-	}
-	p.have = 0
-	p.answer = p.answer[sendNoWait(int(fd), p.answer):]
-	return len(p.answer) > 0
 }
 
-// push does what a plain push asks for, and returns the answer; or leaves it to net/http.
-func (p *pusher) push(request *plainPush) ([]byte, plainState) {
+// push does what a plain push asks for, and makes the answer; or leaves it to net/http.
+func (p *pusher) push(request *plainPush) plainState {
 	b := p.of.bridge
 	if string(request.contentType) != p.types {
 		p.types = string(request.contentType)
 	}
 	if b.next.Load() != nil || !b.allows(p.conn.LocalAddr(), string(request.host), string(request.authorization)) {
-		return nil, plainNot
+		return plainNot
 	}
 	v := b.push(request.target, upstream.NewPayload(p.types, false, request.body), options{})
 	if v.elsewhere() {
-		return nil, plainNot
+		return plainNot
 	}
-	return v.append(p.answer[:0], time.Now()), plainWhole
+	p.answer = v.append(p.answer[:0], time.Now())
+	return plainWhole
 }
 
 // countedConn is a connection of the push side as net/http has it.
