@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -12,10 +13,15 @@ import (
 // buffer there is no more, and the wait goes on. A second look, which finds nothing, would be a system call more for each message, and to begin a wait anew as much again.
 // Anything else is left to gorilla and the socket's Read, with what has been seen of it.
 
+// glanceBuffer is the largest that such a message may be, in bytes, with its header, and one more.
+const glanceBuffer = 2 << 10
+
+var glanceBuffers = sync.Pool{New: func() any { return new([glanceBuffer]byte) }}
+
 // glance is that way of reading of a connection.
 type glance struct {
 	run    func(fd uintptr) bool
-	buffer [readBuffer]byte
+	buffer *[glanceBuffer]byte // with what has been seen, if some of it is left; else nil: it is borrowed for each look
 	letter letter
 	why    *Close  // how a message ends the connection
 	late   message // which came too soon for its client's rate
@@ -25,6 +31,9 @@ type glance struct {
 // glance takes messages as long as they come whole and one by one, and returns when something else has come, or happened. It reports whether the connection goes on.
 func (c *conn) glance() (more bool) {
 	s := c.socket
+	if s.glance != nil && c.bounded && s.guard.atRest() {
+		c.expectMore() // no more: the message that took several looks is whole
+	}
 	for s.mayGlance() {
 		c.tidy()
 		g := s.glance
@@ -55,13 +64,22 @@ func (c *conn) glance() (more bool) {
 // mayGlance reports whether the stream stands where a message may come whole, and nothing of it has been seen.
 func (s *socket) mayGlance() bool {
 	return s.glance != nil && s.err == nil && s.failed == nil && s.broken == nil && len(s.early) == 0 && s.buffer.Buffered() == 0 && s.guard.atRest() && !s.owner.bounded &&
-		s.held.budget-(s.guard.offset-s.held.dropped.Load()) >= readBuffer
+		s.held.budget-(s.guard.offset-s.held.dropped.Load()) >= glanceBuffer
 }
 
 // glanceOnce looks at what has come, for Go's poller, and takes it if it is one whole message and nothing has to be waited for. The poller's lock on the descriptor is held,
 // for which closing it waits.
 func (c *conn) glanceOnce(fd uintptr) bool {
 	s, l, g := c.socket, c.socket.held, c.socket.glance
+	if g.buffer == nil {
+		g.buffer = glanceBuffers.Get().(*[glanceBuffer]byte)
+	}
+	defer func() {
+		if len(s.early) == 0 {
+			glanceBuffers.Put(g.buffer)
+			g.buffer = nil
+		}
+	}()
 	l.busy.Store(true)
 	if l.shut.Load() {
 		l.busy.Store(false)
