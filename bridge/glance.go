@@ -35,7 +35,9 @@ func (c *conn) glance() (more bool) {
 		c.expectMore() // no more: the message that took several looks is whole
 	}
 	for s.mayGlance() {
-		c.tidy()
+		if s.held != nil {
+			c.tidy()
+		}
 		g := s.glance
 		s.awaiting = true
 		err := s.raw.Read(g.run)
@@ -44,7 +46,7 @@ func (c *conn) glance() (more bool) {
 			if c.drowsy.Load() {
 				return true // which is why there was an error
 			}
-			if !errors.Is(err, os.ErrDeadlineExceeded) || !c.stalled() {
+			if !errors.Is(err, os.ErrDeadlineExceeded) || s.held == nil || !c.stalled() {
 				s.failed = err
 			}
 		}
@@ -64,7 +66,7 @@ func (c *conn) glance() (more bool) {
 // mayGlance reports whether the stream stands where a message may come whole, and nothing of it has been seen.
 func (s *socket) mayGlance() bool {
 	return s.glance != nil && s.err == nil && s.failed == nil && s.broken == nil && len(s.early) == 0 && s.buffer.Buffered() == 0 && s.guard.atRest() && !s.owner.bounded &&
-		s.held.budget-(s.guard.offset-s.held.dropped.Load()) >= glanceBuffer
+		(s.held == nil || s.held.budget-(s.guard.offset-s.held.dropped.Load()) >= glanceBuffer)
 }
 
 // glanceOnce looks at what has come, for Go's poller, and takes it if it is one whole message and nothing has to be waited for. The poller's lock on the descriptor is held,
@@ -80,13 +82,17 @@ func (c *conn) glanceOnce(fd uintptr) bool {
 			g.buffer = nil
 		}
 	}()
-	l.busy.Store(true)
-	if l.shut.Load() {
-		l.busy.Store(false)
-		return false
+	if l != nil {
+		l.busy.Store(true)
+		if l.shut.Load() {
+			l.busy.Store(false)
+			return false
+		}
 	}
-	n, unread, again, err := g.letter.lookAt(int(fd), g.buffer[:])
-	l.busy.Store(false)
+	n, unread, again, err := g.letter.receive(int(fd), g.buffer[:], l != nil)
+	if l != nil {
+		l.busy.Store(false)
+	}
 	if again {
 		return false
 	}
@@ -94,8 +100,12 @@ func (c *conn) glanceOnce(fd uintptr) bool {
 		s.failed = io.EOF
 	}
 	s.early = g.buffer[:n]
-	// What is unread counts from where the buffer is dropped to. The end of the stream counts as a byte: it may have come with the message, and would not be told of again.
-	if s.failed != nil || unread != s.guard.offset+int64(n)-l.dropped.Load() || !isMessage(s.early) || !c.hasRoom(n) {
+	seen := int64(0) // of what is unread, which counts from where the buffer is dropped to
+	if l != nil {
+		seen = s.guard.offset + int64(n) - l.dropped.Load()
+	}
+	// The end of the stream counts as a byte: it may have come with the message, and would not be told of again.
+	if s.failed != nil || unread != seen || !isMessage(s.early) || !c.hasRoom(n) {
 		return true
 	}
 	s.awaiting = false

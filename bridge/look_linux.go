@@ -65,16 +65,20 @@ type letter struct {
 	}
 }
 
-// lookAt reads without taking, from where the kernel remembers that we have looked to. It also tells how many bytes there are that nobody has taken, those before that place included, and one more
-// where the stream has ended: negative where the kernel does not say so.
-func (m *letter) lookAt(fd int, p []byte) (n int, unread int64, again bool, err error) {
+// receive reads or, where it is kept, looks without taking, from where the kernel remembers that we have looked to. It also tells how many bytes there are that nobody has taken, those before that
+// place included, and one more where the stream has ended: negative where the kernel does not say so.
+func (m *letter) receive(fd int, p []byte, kept bool) (n int, unread int64, again bool, err error) {
+	flags := uintptr(unix.MSG_DONTWAIT)
+	if kept {
+		flags |= unix.MSG_PEEK
+	}
 	for {
 		m.piece.Base = unsafe.SliceData(p)
 		m.piece.SetLen(len(p))
 		m.header = unix.Msghdr{Iov: &m.piece, Control: (*byte)(unsafe.Pointer(&m.note))}
 		m.header.SetIovlen(1)
 		m.header.SetControllen(int(unsafe.Sizeof(m.note)))
-		n, _, failure := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&m.header)), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		n, _, failure := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&m.header)), flags)
 		switch failure {
 		case 0:
 			unread = -1

@@ -45,7 +45,7 @@ func duplicate(syscall.RawConn) int { return -1 }
 
 type letter struct{}
 
-func (*letter) lookAt(int, []byte) (n int, unread int64, again bool, err error) {
+func (*letter) receive(int, []byte, bool) (n int, unread int64, again bool, err error) {
 	return 0, 0, false, errors.ErrUnsupported
 }
 

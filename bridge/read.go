@@ -22,8 +22,8 @@ const maxScratch = 64 << 10
 // until nothing is left of the connection. It spends its life waiting, and that must fit into the 2 KiB of stack that a goroutine begins
 // with: it waits before it calls gorilla, and whatever else it does is done in functions of its own.
 func (c *conn) serve() {
-	if held := c.socket.held; held != nil && held.kernel && tellsUnread(c.socket.raw) {
-		c.socket.glance = &glance{run: c.glanceOnce}
+	if s := c.socket; s.raw != nil && (s.held == nil || s.held.kernel) && tellsUnread(s.raw) {
+		s.glance = &glance{run: c.glanceOnce}
 	}
 	for c.glance() {
 		c.socket.await()
