@@ -202,7 +202,7 @@ func (h *holding) hear(w *worker, p packet) {
 		w.posts = int(p.a)
 		h.lend()
 	case opRelease:
-		if h.active != nil && h.active != w && !h.active.told.IsZero() {
+		if h.active != w && h.takes() {
 			h.hand(h.active, []Conn{h.conn(p.a)})
 		}
 	case opKeep:
@@ -248,6 +248,11 @@ func (h *holding) start(w *worker, cause string) {
 	for i, s := range h.sockets {
 		if slot := h.table.Slot(uint32(i)); s.fd != 0 && !slices.ContainsFunc(start.Lingering, slot.Has) {
 			conns = append(conns, Conn{uint32(i), s.gen, int(s.fd)})
+		}
+	}
+	for i := range h.table.Used() { // what was released while nobody was given it, and has no socket
+		if c := h.conn(i); c.Fd < 0 && h.table.Slot(i).isReleased() {
+			conns = append(conns, c)
 		}
 	}
 	h.hand(w, conns)

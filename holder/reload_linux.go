@@ -54,6 +54,7 @@ func (h *holding) reload(environ []string) error {
 	h.mu.Lock()
 	suspended, serving := old.suspended, w.serving
 	if h.active == old {
+		old.leaving = true
 		h.tell(old, packet{op: byte(Suspend)})
 	}
 	h.mu.Unlock()
@@ -76,7 +77,7 @@ func (h *holding) reload(environ []string) error {
 
 // suspended takes note that a worker reads nothing any more: its successor begins. The lock is held.
 func (h *holding) suspended(w *worker, posts int) {
-	w.posts = posts
+	w.posts, w.leaving = posts, false
 	close(w.suspended)
 	w.suspended = make(chan struct{}) // it may be told to serve once more
 	if w != h.active {

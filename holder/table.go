@@ -243,6 +243,9 @@ func (s *Slot) Has(serial uint32) bool { return s.Owner.Load() == serial }
 // Had reports whether the worker has the slot, or had it last and gave it up with word to the holder.
 func (s *Slot) Had(serial uint32) bool { return s.Owner.Load()&^released == serial }
 
+// isReleased reports whether a worker has given the slot up, with word to the holder, and no other has it.
+func (s *Slot) isReleased() bool { return s.Owner.Load()&released != 0 }
+
 // Take makes the slot the worker's, if its owner is the given one still.
 func (s *Slot) Take(from, serial uint32) bool { return s.Owner.CompareAndSwap(from, serial) }
 

@@ -36,6 +36,7 @@ type worker struct {
 	goOn      chan struct{} // and that it is read again
 	isReady   bool
 	serves    bool
+	leaving   bool // it has been told to suspend, and has not said that it has
 }
 
 func newWorker(serial uint32, environ []string) *worker {
@@ -237,9 +238,15 @@ func (h *holding) left(w *worker) (conns []Conn) {
 	return conns
 }
 
+// takes reports whether the worker that serves is given what others leave, now. One that has been told to suspend is not: its successor is given everything as it begins,
+// and what both took would have two masters.
+func (h *holding) takes() bool {
+	return h.active != nil && !h.active.told.IsZero() && !h.active.leaving
+}
+
 // takeFrom gives the connections of a worker that has died while it handed over to the one that serves.
 func (h *holding) takeFrom(w *worker, left []Conn) {
-	if h.active == nil || h.active.told.IsZero() {
+	if !h.takes() {
 		return // whoever is told to serve is given them with the others
 	}
 	h.hand(h.active, left)
