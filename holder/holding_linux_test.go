@@ -106,6 +106,8 @@ func act() int {
 		case "release":
 			link.Table().Slot(c.Slot).Release(link.Serial(), true)
 			link.Release(c.Slot)
+		case "grow":
+			link.Table().Grow()
 		case "own":
 			link.Table().Slot(c.Slot).Owner.Store(link.Serial())
 		case "keep": // a socket of which the test has the other end
@@ -555,6 +557,55 @@ func TestAReloadHandsOverWhatIsFreeAndThenTheRest(t *testing.T) {
 		t.Errorf("gone is %d, want %d", gone.Lost, old.serial)
 	}
 	th.stop(a)
+}
+
+// Both would take the same connections, and the same memory in the table.
+func TestWhatIsLeftWhileAWorkerHandsOverGoesToItsSuccessorAlone(t *testing.T) {
+	th, first := reloads(t, nil)
+	for slot := range uint32(3) {
+		first.do(cue{Do: "grow"})
+		if slot < 2 {
+			first.do(cue{Do: "keep", Slot: slot, Gen: 1})
+		}
+	}
+	th.until("sockets", func(s StatusReport) bool { return s.Connections == 2 })
+	second, result := th.reload()
+	second.do(cue{Do: "ready"})
+	first.expect(Suspend, "")
+	first.do(cue{Do: "suspended"})
+	second.expect(Go, CauseReload)
+	second.do(cue{Do: "serving"})
+	if err := <-result; err != nil {
+		t.Errorf("reload: %v", err)
+	}
+	third, result := th.reload()
+	third.do(cue{Do: "ready"})
+	second.expect(Suspend, "")
+	first.do(cue{Do: "release", Slot: 0})
+	first.do(cue{Do: "release", Slot: 2}) // which has no socket
+	first.kill()
+	th.until("end of the first", func(s StatusReport) bool { return len(s.Lingering) == 0 })
+	second.do(cue{Do: "suspended"})
+	var given []Conn
+	for len(given) < 3 {
+		given = append(given, third.expect(Take, "").Conns...)
+	}
+	if got := slots(given); !slices.Equal(got, []uint32{0, 1}) || given[2].Slot != 2 {
+		t.Errorf("the successor is given %+v, want 0 and 1 with their sockets, and 2", given)
+	}
+	if start := third.expect(Go, CauseReload).Start; !slices.Equal(start.Lingering, []uint32{second.serial}) {
+		t.Errorf("start: %+v", start)
+	}
+	third.do(cue{Do: "serving"})
+	if err := <-result; err != nil {
+		t.Errorf("reload: %v", err)
+	}
+	th.cancel(errors.New("the end"))
+	second.expect(Drain, "") // and nothing before
+	third.expect(Drain, "")
+	second.do(cue{Do: "exit"})
+	third.do(cue{Do: "exit"})
+	th.ends(0)
 }
 
 func TestAReloadThatFailsLeavesTheWorkerServing(t *testing.T) {
