@@ -89,7 +89,7 @@ func (c *conn) fallsAsleep() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.handed {
-		return false
+		return true // there is nothing to read any more
 	}
 	s.err = nil // it was the deadline, if there was something
 	c.goOnWaiting()

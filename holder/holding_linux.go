@@ -53,7 +53,8 @@ type holding struct {
 	next      *worker // is to take over from it
 	spare     *worker // is ready to do so if it dies
 	lingering []*worker
-	served    bool // a worker has served
+	unclaimed []uint32 // slots that were released while nobody was given them
+	served    bool     // a worker has served
 	draining  bool
 	why       string // we drain
 	exit      int
@@ -202,8 +203,12 @@ func (h *holding) hear(w *worker, p packet) {
 		w.posts = int(p.a)
 		h.lend()
 	case opRelease:
-		if h.active != w && h.takes() {
+		switch {
+		case h.active == w:
+		case h.takes():
 			h.hand(h.active, []Conn{h.conn(p.a)})
+		default:
+			h.unclaimed = append(h.unclaimed, p.a)
 		}
 	case opKeep:
 		for _, fd := range p.fds {
@@ -250,11 +255,12 @@ func (h *holding) start(w *worker, cause string) {
 			conns = append(conns, Conn{uint32(i), s.gen, int(s.fd)})
 		}
 	}
-	for i := range h.table.Used() { // what was released while nobody was given it, and has no socket
-		if c := h.conn(i); c.Fd < 0 && h.table.Slot(i).isReleased() {
+	for _, i := range h.unclaimed { // those that have a socket are among the others
+		if c := h.conn(i); c.Fd < 0 && i < h.table.Used() && h.table.Slot(i).isReleased() {
 			conns = append(conns, c)
 		}
 	}
+	h.unclaimed = nil
 	h.hand(w, conns)
 	body, _ := json.Marshal(start)
 	h.tell(w, packet{op: byte(Go), body: body})

@@ -583,6 +583,9 @@ func TestWhatIsLeftWhileAWorkerHandsOverGoesToItsSuccessorAlone(t *testing.T) {
 	second.expect(Suspend, "")
 	first.do(cue{Do: "release", Slot: 0})
 	first.do(cue{Do: "release", Slot: 2}) // which has no socket
+	first.do(cue{Do: "busy", N: 7})
+	for second.expect(Lent, "").Posts != 7 { // by then the holder has heard all that
+	}
 	first.kill()
 	th.until("end of the first", func(s StatusReport) bool { return len(s.Lingering) == 0 })
 	second.do(cue{Do: "suspended"})
