@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -269,16 +270,69 @@ func TestReloadedAgainAndAgain(t *testing.T) {
 	if c.witness.again > 0 {
 		c.party.failf("%d messages were sent again", c.witness.again)
 	}
-	// The process that holds the connections has gone over to the last version as well.
+	c.goneOver(t)
+	c.check(t)
+}
+
+// goneOver waits until the process that holds the connections has gone over to the program on disk as well.
+func (c *crash) goneOver(t *testing.T) {
 	last, err := os.Stat(c.path)
-	for end := time.Now().Add(patience); err == nil; time.Sleep(10 * time.Millisecond) {
-		if runs, err := os.Stat(fmt.Sprintf("/proc/%d/exe", c.cmd.Process.Pid)); err == nil && os.SameFile(last, runs) {
-			break
-		} else if time.Now().After(end) {
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); ; {
+		runs, err := os.Stat(fmt.Sprintf("/proc/%d/exe", c.cmd.Process.Pid))
+		if err == nil && os.SameFile(last, runs) {
+			return
+		}
+		if time.Now().After(end) || t.Failed() {
 			t.Fatalf("the holder runs another version: %v", err)
 		}
 	}
-	c.check(t)
+}
+
+// TestAskedWhileTheHolderGoesOver asks and signals the process that holds the connections while it becomes another program.
+func TestAskedWhileTheHolderGoesOver(t *testing.T) {
+	t.Parallel()
+	b := newBackend(t, echo)
+	c := &crash{party: &party{t: t}, path: filepath.Join(tempDir(t), "wsbridge")}
+	c.env = []string{"WSBRIDGE_BACKEND_URL=" + b.URL + "/events", "WSBRIDGE_LISTEN=127.0.0.1:" + freePort(t), "WSBRIDGE_PUSH_LISTEN=127.0.0.1:" + freePort(t)}
+	c.install(t, 0)
+	c.sidecar = serveFrom(t, c.path, c.env...)
+	client := connect(t, websocket.Dialer{}, "ws://"+c.clients+"/ws", nil)
+	b.expect(t, "connect")
+	for version := range 5 {
+		c.install(t, version+1)
+		if out, err := c.reload(); err != nil {
+			t.Fatalf("reload: %v %s", err, out)
+		}
+		over := make(chan struct{})
+		var asking sync.WaitGroup
+		for range 2 {
+			asking.Go(func() {
+				for {
+					select {
+					case <-over:
+						return
+					default:
+						c.status()
+					}
+				}
+			})
+		}
+		c.goneOver(t)
+		// Nothing of ours runs yet: these would end a process.
+		c.signal(t, syscall.SIGHUP)
+		c.signal(t, syscall.SIGUSR1)
+		client.isEchoed(t, b, "behind")
+		close(over)
+		asking.Wait()
+		if status := c.status(); status.Connections != 1 {
+			t.Errorf("behind: %+v", status)
+		}
+	}
+	client.leaves(t, 1000)
+	b.expect(t, "disconnect")
 }
 
 func (c *crash) reloaded(t *testing.T, times int) {
@@ -286,6 +340,7 @@ func (c *crash) reloaded(t *testing.T, times int) {
 		c.moment(400 * time.Millisecond)
 		switch i % 5 {
 		case 2: // the new version with the environment there was
+			c.goneOver(t) // or it may be lost
 			before := c.status().Starts[holder.CauseReload]
 			c.install(t, i)
 			c.signal(t, syscall.SIGHUP)

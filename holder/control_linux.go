@@ -24,6 +24,8 @@ const (
 	maxRequest = 1 << 20
 	// askTime is how long a request may take to arrive.
 	askTime = 5 * time.Second
+	// quietTime is how long an upgrade waits for requests that are under way. It is tried again later.
+	quietTime = time.Second
 )
 
 type request struct {
@@ -46,13 +48,40 @@ func (h *holding) control(was *state) (stop func(), err error) {
 	go func() {
 		for {
 			c, err := l.AcceptUnix()
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				h.deaf <- struct{}{}
+				<-h.hears
+				continue
+			}
 			if err != nil {
 				return
 			}
-			go h.answer(c)
+			h.answering.Add(1)
+			go func() {
+				defer h.answering.Add(-1)
+				h.answer(c)
+			}()
 		}
 	}()
 	return func() { l.Close() }, nil
+}
+
+// quiet lets requests wait, and reports whether those that had begun have been answered.
+func (h *holding) quiet() bool {
+	h.asked.SetDeadline(time.Unix(1, 0))
+	<-h.deaf
+	for end := time.Now().Add(quietTime); h.answering.Load() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
+
+// listenAgain lets requests come again behind quiet.
+func (h *holding) listenAgain() {
+	h.asked.SetDeadline(time.Time{})
+	h.hears <- struct{}{}
 }
 
 // listenControl opens the socket, or takes the one that this process has had before.

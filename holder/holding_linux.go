@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -41,7 +42,10 @@ type holding struct {
 	file    identity          // of the program that this process runs
 
 	deaths    *rate.Limiter
-	reloading sync.Mutex // held by the reload or the upgrade that is under way
+	reloading sync.Mutex    // held by the reload or the upgrade that is under way
+	answering atomic.Int64  // requests and signals that are being answered
+	deaf      chan struct{} // told that no request is accepted, when the deadline of asked has been set to a time that is over
+	hears     chan struct{} // and that they are again
 
 	mu        sync.Mutex // guards the following
 	sockets   []socket   // by slot
@@ -74,7 +78,8 @@ func Run(ctx context.Context, config Config) (exit int, err error) {
 	if config.Silence == 0 {
 		config.Silence = defaultSilence
 	}
-	h := &holding{config: config, environ: config.Environ, starts: map[string]uint64{}, done: make(chan struct{}), deaths: rate.NewLimiter(rate.Every(deathEvery), deathBurst), file: identify("/proc/self/exe")}
+	h := &holding{config: config, environ: config.Environ, starts: map[string]uint64{}, done: make(chan struct{}), deaf: make(chan struct{}), hears: make(chan struct{}),
+		deaths: rate.NewLimiter(rate.Every(deathEvery), deathBurst), file: identify("/proc/self/exe")}
 	if h.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return 0, fmt.Errorf("epoll: %w", err)
 	}
@@ -155,7 +160,9 @@ func (h *holding) loop(ctx context.Context) {
 			ending = nil
 			h.drain(context.Cause(ctx).Error())
 		case <-h.config.Reload:
+			h.answering.Add(1)
 			go func() {
+				defer h.answering.Add(-1)
 				h.mu.Lock()
 				environ := h.environ
 				h.mu.Unlock()
@@ -173,7 +180,7 @@ func (h *holding) loop(ctx context.Context) {
 			late := now.Sub(last) > 2*every // this process has stood itself: nobody could answer
 			last = now
 			h.ask(late)
-			h.upgrade()
+			h.upgrade(ctx)
 		case <-feeding:
 			h.mu.Lock() // who can't get at its own state is not alive
 			h.mu.Unlock()

@@ -1,11 +1,12 @@
 package holder
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"os"
-	"runtime"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +18,9 @@ import (
 
 // heldVariable names the descriptor of the state that this process has left to itself. It is in no environment but that of an upgrade.
 const heldVariable = "_WSBRIDGE_HELD"
+
+// errPutOff says that an upgrade is not made now.
+var errPutOff = errors.New("put off")
 
 // identity tells a program's file from another one in its place.
 type identity struct {
@@ -99,13 +103,20 @@ func (h *holding) inheritState() (left estate, ok bool) {
 }
 
 // upgrade makes this process one of the program that its worker runs by now, if that is another: it executes it in place, and keeps what it holds. Nothing
-// else may be under way.
-func (h *holding) upgrade() {
+// else may be under way, and nobody's wish may be lost with what this process was: requests wait, and a signal that has come puts it off.
+func (h *holding) upgrade(ctx context.Context) {
 	h.mu.Lock()
 	w := h.active
 	due := h.due(w)
 	h.mu.Unlock()
-	if !due || !h.reloading.TryLock() {
+	if !due {
+		return
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	defer signal.Stop(signals)
+	defer h.listenAgain()
+	if !h.quiet() || !h.reloading.TryLock() {
 		return
 	}
 	defer h.reloading.Unlock()
@@ -126,9 +137,14 @@ func (h *holding) upgrade() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.due(w) {
-		err := h.execute(w)
-		h.config.Log.Error("this process can't go over to the program on disk: it stays what it is", "error", err)
-		h.file = w.file // not again
+		err := h.execute(w, func() bool {
+			signal.Stop(signals) // what was caught before is in there now
+			return len(signals) > 0 || len(h.config.Reload) > 0 || ctx.Err() != nil
+		})
+		if !errors.Is(err, errPutOff) {
+			h.config.Log.Error("this process can't go over to the program on disk: it stays what it is", "error", err)
+			h.file = w.file // not again
+		}
 	}
 	w.line.SetReadDeadline(time.Time{})
 	w.goOn <- struct{}{}
@@ -141,8 +157,8 @@ func (h *holding) due(w *worker) bool {
 		identify(strings.TrimSuffix(h.config.Path, " (deleted)")) == w.file
 }
 
-// execute executes the program on disk. It returns if that fails. The lock is held.
-func (h *holding) execute(w *worker) error {
+// execute executes the program on disk. It returns if that fails, or is put off by what has come. The lock is held.
+func (h *holding) execute(w *worker, putOff func() bool) error {
 	path, err := programAt(h.config.Path)
 	if err != nil {
 		return err
@@ -198,14 +214,9 @@ func (h *holding) execute(w *worker) error {
 		}
 	}
 	environ = append(environ, heldVariable+"="+strconv.Itoa(fd))
-	// A signal that would end this process waits until it is listened to again. The mask is this thread's, and stays.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var wait, before unix.Sigset_t
-	for _, signal := range []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP} {
-		wait.Val[(signal-1)/64] |= 1 << ((signal - 1) % 64)
+	defer forgetSignals()()
+	if putOff() {
+		return errPutOff
 	}
-	unix.PthreadSigmask(unix.SIG_BLOCK, &wait, &before)
-	defer unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
 	return syscall.Exec(path, slices.Clone(h.config.Self), environ)
 }
