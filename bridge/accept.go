@@ -91,7 +91,7 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// The backend has accepted the connection, so it is told of the end. The client left while it was opening.
 		c.end(closeVanished(err))
 		c.mu.Lock()
-		c.out.discard()
+		c.busy().out.discard()
 		c.mu.Unlock()
 		b.registry.release(c)
 		b.goodbye(c)
@@ -213,7 +213,7 @@ func refusal(w http.ResponseWriter, r *upstream.Reply) {
 // discard forgets a connection that was never accepted, with what was queued for it.
 func (b *Bridge) discard(c *conn) {
 	c.mu.Lock()
-	c.out.discard()
+	c.busy().out.discard()
 	c.ended.CompareAndSwap(nil, closeVanished(errors.New("the handshake was refused")))
 	b.registry.remove(c)
 	c.kept.free()

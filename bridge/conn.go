@@ -32,39 +32,25 @@ type conn struct {
 	rate   *ratelimit.Connection
 	place  int32 // in the clock's heap, which guards it; 0: nothing is due
 
-	tasks sync.WaitGroup // forwarder, writer, parting
-
 	lastMessage atomic.Int64 // either way, Unix nanoseconds
 	heard       atomic.Int64 // the last bytes from the client, Unix nanoseconds
 	drowsy      atomic.Bool  // the reader has been called away: see fallsAsleep
 	standing    atomic.Bool  // we have stopped reading: silence says nothing of the client
 
 	mu       sync.Mutex // guards the following
-	changed  sync.Cond  // inbox, pending, sealed, the end
+	*work               // nil while nothing is under way
 	record   record
-	why      *Close   // the same, or as it will be once another worker has given it up
-	opening  bool     // the 101 is not out yet
-	handing  bool     // another worker is to have it, as soon as it comes to rest
-	handed   bool     // another worker has it
-	arriving bool     // another worker has it still
-	parked   int      // the descriptor of a connection of which nothing is built; 0: it is
-	bounded  bool     // the reader has a deadline: it waits in the middle of a message
-	kept     *kept    // nil where it does not outlive this process
-	changes  []func() // to what it is, that wait until it has arrived
-	accepted bool     // the backend has accepted it
-	sealed   bool     // the close frame is out, or never will be
-	over     bool     // no task is started any more
-
-	inbox      []message
-	inboxBytes int64
-	pending    int32  // messages read and not settled: in the inbox, under way, or held by the rate
-	unposted   int32  // messages that were not posted, since the one before them ended the connection
-	failed     *Close // how the connection would have ended on a reply, had it not been ending already
-	forwarding bool
-
-	out      queue
-	writing  bool
-	receipts []*receipt // of pushes whose ping is in the queue or out, in that order
+	why      *Close // the same, or as it will be once another worker has given it up
+	opening  bool   // the 101 is not out yet
+	handing  bool   // another worker is to have it, as soon as it comes to rest
+	handed   bool   // another worker has it
+	arriving bool   // another worker has it still
+	parked   int    // the descriptor of a connection of which nothing is built; 0: it is
+	bounded  bool   // the reader has a deadline: it waits in the middle of a message
+	kept     *kept  // nil where it does not outlive this process
+	accepted bool   // the backend has accepted it
+	sealed   bool   // the close frame is out, or never will be
+	over     bool   // no task is started any more
 
 	nextPing int64 // Unix nanoseconds
 	pinged   int64 // when the first ping without an answer was written, or the last with one; 0: none was
@@ -84,7 +70,6 @@ func (m message) cost() int64 { return int64(len(m.body.Data)) + 64 }
 
 func (b *Bridge) newConn(rec record) *conn {
 	c := &conn{bridge: b, id: rec.ID, record: rec, opening: true, rate: b.rates.Connection()}
-	c.changed.L = &c.mu
 	c.lastMessage.Store(rec.Since.UnixNano())
 	return c
 }
@@ -104,6 +89,7 @@ func (c *conn) end(why *Close) {
 		return
 	}
 	c.unpark()
+	c.busy() // for good, now
 	c.ended.Store(why)
 	c.why = why
 	c.kept.ends(why)
@@ -151,7 +137,7 @@ func (c *conn) opened() {
 	c.startClock(time.Now())
 	if c.hasEnded() {
 		c.tasks.Go(c.part)
-	} else if c.flush(); !c.out.empty() {
+	} else if c.flush(); c.waits() {
 		c.startWriter()
 	}
 	c.hand()
@@ -160,6 +146,9 @@ func (c *conn) opened() {
 // flush writes what waits as far as the socket takes it at once. What the backend has said to a new connection is all that most are ever sent, and then it needs no
 // writer. The lock is held.
 func (c *conn) flush() {
+	if c.work == nil {
+		return
+	}
 	now := time.Now()
 	for q := &c.out; len(q.messages) > 0 && q.torn.wire == nil && len(q.pongs) == 0 && !q.ping && !q.shut; {
 		f := q.messages[0]
@@ -183,6 +172,10 @@ func (c *conn) flush() {
 func (c *conn) leave(why *Close) {
 	c.end(why)
 	c.mu.Lock()
+	if c.handed {
+		c.mu.Unlock()
+		return
+	}
 	for !c.sealed {
 		c.changed.Wait()
 	}
@@ -265,7 +258,7 @@ func (c *conn) seals() {
 // queue being full.
 func (c *conn) enqueue(p *parcel) bool {
 	c.mu.Lock()
-	if c.out.shut || c.handing && !p.own || c.why != nil && (c.why.answers == 0 || p.receipt != nil) {
+	if c.isShut() || c.handing && !p.own || c.why != nil && (c.why.answers == 0 || p.receipt != nil) {
 		c.mu.Unlock()
 		return false
 	}
@@ -275,6 +268,7 @@ func (c *conn) enqueue(p *parcel) bool {
 	}
 	if f.receipt != nil {
 		f.receipt.expect()
+		c.busy()
 		// Of a client that answers no pings nothing piles up. One that is over behind one that is not may yet be what a pong names.
 		for len(c.receipts) > 0 && c.receipts[0].isOver() {
 			c.receipts = c.receipts[1:]
@@ -284,11 +278,11 @@ func (c *conn) enqueue(p *parcel) bool {
 	ok := c.sendNow(f, p)
 	if !ok {
 		c.unpark()
-		ok = c.out.add(f, c.bridge.config.SendBuffer, c.bridge.config.SlowClient, c.drop)
+		ok = c.busy().out.add(f, c.bridge.config.SendBuffer, c.bridge.config.SlowClient, c.drop)
 	}
 	if !ok {
 		c.unexpect(f)
-	} else if !c.out.empty() {
+	} else if c.waits() {
 		c.startWriter()
 	}
 	c.mu.Unlock()
@@ -301,7 +295,7 @@ func (c *conn) enqueue(p *parcel) bool {
 // sendNow writes a frame at once, if nothing waits and the socket takes it: most do, and then nobody has to be woken to write it, which would be
 // most of the work. What the socket does not take is left to the writer. The lock is held.
 func (c *conn) sendNow(f frame, p *parcel) bool {
-	if c.writing || c.opening || c.over || !c.out.empty() {
+	if c.opening || c.over || c.work != nil && (c.writing || !c.out.empty()) {
 		return false
 	}
 	n := c.writeAtOnce(f, p.at, &p.lease)
@@ -319,7 +313,7 @@ func (c *conn) writeAtOnce(f frame, at time.Time, lease *lease) int {
 	if n > 0 && n < len(f.wire) {
 		c.unpark()
 		f.wire = f.wire[n:]
-		c.out.torn = f
+		c.busy().out.torn = f
 		return n
 	}
 	if n > 0 && !f.control {
@@ -414,7 +408,7 @@ func (c *conn) write() {
 // heartbeat returns the payload of a heartbeat's ping: that of the ping before it whose pong is awaited, since a client may answer only the last of
 // several. The lock is held.
 func (c *conn) heartbeat() []byte {
-	for _, r := range slices.Backward(c.receipts) {
+	for _, r := range slices.Backward(c.awaited()) {
 		if !slices.ContainsFunc(c.out.messages, func(f frame) bool { return f.receipt == r }) {
 			return r.ping[:]
 		}

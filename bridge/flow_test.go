@@ -96,7 +96,7 @@ func TestAtMostOneLargestMessageIsReadAhead(t *testing.T) {
 		synctest.Wait()
 		conn := b.registry.find(id)
 		conn.mu.Lock()
-		waiting, bytes := len(conn.inbox), conn.inboxBytes
+		waiting, bytes := len(conn.busy().inbox), conn.inboxBytes
 		conn.mu.Unlock()
 		if waiting != 2 || bytes > 1000 {
 			t.Errorf("%d messages of %d bytes wait, want 2 and at most 1000", waiting, bytes)
@@ -122,7 +122,7 @@ func TestEmptyMessagesFillTheInboxAsWell(t *testing.T) {
 		synctest.Wait()
 		conn := b.registry.find(id)
 		conn.mu.Lock()
-		waiting := len(conn.inbox)
+		waiting := len(conn.busy().inbox)
 		conn.mu.Unlock()
 		if waiting < 1 || waiting > 20 {
 			t.Errorf("%d empty messages wait, want 1 to 20", waiting)

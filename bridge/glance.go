@@ -138,5 +138,5 @@ func isMessage(p []byte) bool {
 func (c *conn) hasRoom(size int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.inbox) == 0 || c.hasEnded() || c.inboxBytes+int64(size) < c.bridge.config.MaxMessage
+	return c.work == nil || len(c.inbox) == 0 || c.hasEnded() || c.inboxBytes+int64(size) < c.bridge.config.MaxMessage
 }

@@ -65,6 +65,7 @@ func (f *farewells) Pop() any {
 func (b *Bridge) goodbye(c *conn) {
 	now := time.Now()
 	c.mu.Lock()
+	c.busy()
 	r, why := &c.record, c.verdict()
 	said := &upstream.Goodbye{
 		Code: why.Code, Reason: why.Reason, By: why.By, Seconds: math.Round(now.Sub(r.Since).Seconds()*1000) / 1000,

@@ -429,7 +429,7 @@ func nothingOvertakes(t *testing.T, another bool) {
 	for end := time.Now().Add(patience); left == nil; time.Sleep(time.Millisecond) {
 		for _, c := range worker.registry.all() {
 			c.mu.Lock()
-			if c.pending == 3 {
+			if c.unsettled() == 3 {
 				left = c
 			}
 			c.mu.Unlock()
@@ -442,7 +442,7 @@ func nothingOvertakes(t *testing.T, another bool) {
 	var position int64
 	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		left.mu.Lock()
-		withdrawn := left.pending == 0
+		withdrawn := left.unsettled() == 0
 		position = left.record.Position
 		left.mu.Unlock()
 		if withdrawn {

@@ -40,7 +40,7 @@ func (c *conn) tick() {
 	case now.UnixNano() >= c.nextPing:
 		c.nextPing = now.Add(config.PingInterval).UnixNano()
 		if !c.pingAsleep(now) {
-			c.out.ping = true
+			c.busy().out.ping = true
 			c.startWriter()
 		}
 	}
@@ -58,7 +58,7 @@ func (c *conn) tick() {
 func (c *conn) pong(payload []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.out.pong(payload)
+	c.busy().out.pong(payload)
 	if !c.out.empty() {
 		c.startWriter()
 	}
@@ -97,7 +97,7 @@ func (c *conn) silent() bool {
 
 // lastUse is when the last message came or went; a message that is being answered is use as well. The lock is held.
 func (c *conn) lastUse() time.Time {
-	if c.pending > 0 {
+	if c.unsettled() > 0 {
 		return time.Now()
 	}
 	return time.Unix(0, c.lastMessage.Load())

@@ -216,7 +216,7 @@ func (c *conn) answered(o *owed) {
 	}
 	k.slot.Advance(uint64(last.end), last.sequence, last.messages, last.bytes)
 	c.socket.drop(last.end)
-	c.changed.Broadcast() // there is room in the socket's buffer
+	c.tell() // there is room in the socket's buffer
 }
 
 // resave writes the record anew where it survives.

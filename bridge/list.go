@@ -45,10 +45,12 @@ func (c *conn) view() view {
 	if heard := c.heard.Load(); heard != 0 {
 		v.LastSeen = time.Unix(0, heard).UTC()
 	}
-	for _, f := range c.out.messages {
-		v.Queue.Messages += f.messages
+	if c.work != nil {
+		for _, f := range c.out.messages {
+			v.Queue.Messages += f.messages
+		}
+		v.Queue.Bytes = c.out.bytes
 	}
-	v.Queue.Bytes = c.out.bytes
 	return v
 }
 

@@ -160,7 +160,7 @@ func (c *conn) makeRoom() bool {
 			standing = true
 			c.stand()
 		}
-		c.changed.Wait()
+		c.busy().changed.Wait()
 	}
 	if standing {
 		c.goOn()

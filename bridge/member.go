@@ -46,7 +46,7 @@ func (c *conn) change(put bool, t target) bool {
 		c.setUser("")
 	}
 	if c.arriving {
-		c.changes = append(c.changes, func() { c.change(put, t) })
+		c.busy().changes = append(c.changes, func() { c.change(put, t) })
 	} else {
 		c.resave()
 	}

@@ -142,7 +142,9 @@ func (m *metrics) ended(why *Close) {
 func (b *Bridge) queued() (bytes int64) {
 	for _, c := range b.registry.members(target{kind: toAll}) {
 		c.mu.Lock()
-		bytes += c.out.bytes
+		if c.work != nil {
+			bytes += c.out.bytes
+		}
 		c.mu.Unlock()
 	}
 	return bytes

@@ -72,7 +72,7 @@ func (c *conn) maySleep() bool {
 
 // isIdle reports whether nothing is under way. The lock is held.
 func (c *conn) isIdle() bool {
-	return c.pending == 0 && !c.forwarding && !c.writing && c.out.empty() && !c.bounded && c.kept.atRest()
+	return c.isQuiet() && !c.bounded && c.kept.atRest()
 }
 
 // drowse calls the reader away if nobody has used the connection for a while: it parks it. The lock is held.
@@ -120,6 +120,7 @@ func (c *conn) lieDown() bool {
 	s.held.stop()
 	s.Conn.(heldConn).Conn.Close() // the descriptor alone
 	c.parked, c.socket, c.ws = fd, nil, nil
+	c.unburden()
 	return true
 }
 
@@ -153,7 +154,7 @@ func (c *conn) controlAsleep(opcode byte, payload []byte) bool {
 	n := c.writeAtOnce(frame{wire: controlFrame(nil, opcode, payload), control: true}, time.Time{}, nil)
 	if n == 0 {
 		c.unpark()
-	} else if !c.out.empty() {
+	} else if c.waits() {
 		c.startWriter()
 	}
 	return n > 0
@@ -196,7 +197,7 @@ func (c *conn) stirs() (heartbeats bool) {
 		c.heard.Store(time.Now().UnixNano())
 	}
 	if ping != nil && !c.controlAsleep(opPong, ping) {
-		c.out.pong(ping)
+		c.busy().out.pong(ping)
 		c.startWriter()
 	}
 	if c.parked != 0 && !c.bridge.parking.again(c.parked) {

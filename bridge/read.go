@@ -94,7 +94,7 @@ func (c *conn) received(m *message) bool {
 	}
 	c.record.MessagesIn++
 	c.record.BytesIn += uint64(len(m.body.Data))
-	c.pending++ // from here on it is posted, or the connection ends with a code that says so
+	c.busy().pending++ // from here on it is posted, or the connection ends with a code that says so
 	m.owed = c.owes(*m)
 	c.mu.Unlock()
 	c.lastMessage.Store(m.at.UnixNano())
@@ -124,14 +124,14 @@ func (c *conn) standFor(wait time.Duration) {
 	alarm := time.AfterFunc(wait, func() {
 		c.mu.Lock()
 		over = true
+		c.tell()
 		c.mu.Unlock()
-		c.changed.Broadcast()
 	})
 	defer alarm.Stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for !over && !c.hasEnded() {
-		c.changed.Wait()
+		c.busy().changed.Wait()
 	}
 }
 
@@ -225,7 +225,7 @@ func (c *conn) room(held int64) int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	free := func() int64 {
-		if len(c.inbox) == 0 || c.hasEnded() {
+		if c.work == nil || len(c.inbox) == 0 || c.hasEnded() {
 			return limit + 1
 		}
 		return limit - c.inboxBytes - held

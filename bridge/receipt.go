@@ -70,7 +70,10 @@ func (r *receipt) isOver() bool {
 func (c *conn) ponged(payload [8]byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	i := slices.IndexFunc(c.receipts, func(r *receipt) bool { return r.ping == payload })
+	i := slices.IndexFunc(c.awaited(), func(r *receipt) bool { return r.ping == payload })
+	if i < 0 {
+		return
+	}
 	for _, r := range c.receipts[:i+1] {
 		r.settle(1, 0)
 	}
@@ -78,6 +81,9 @@ func (c *conn) ponged(payload [8]byte) {
 	if len(c.receipts) == 0 {
 		c.receipts = nil
 		c.hand()
+		if c.parked != 0 {
+			c.unburden()
+		}
 	}
 }
 
@@ -93,7 +99,7 @@ func (c *conn) drop(f frame, why loss) {
 
 // unexpect ends the waiting for the client's word on a message that does not go out. The lock is held.
 func (c *conn) unexpect(f frame) {
-	if i := slices.Index(c.receipts, f.receipt); f.receipt != nil && i >= 0 {
+	if i := slices.Index(c.awaited(), f.receipt); f.receipt != nil && i >= 0 {
 		c.receipts = slices.Delete(c.receipts, i, i+1)
 		f.receipt.settle(0, 0)
 	}
@@ -101,8 +107,10 @@ func (c *conn) unexpect(f frame) {
 
 // forsake ends the waiting of all pushes that wait for this client's word: it has left. The lock is held.
 func (c *conn) forsake() {
-	for _, r := range c.receipts {
+	for _, r := range c.awaited() {
 		r.settle(0, 1)
 	}
-	c.receipts = nil
+	if c.work != nil {
+		c.receipts = nil
+	}
 }

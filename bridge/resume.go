@@ -208,7 +208,7 @@ func (b *Bridge) vanished(c *conn) {
 	c.mu.Lock()
 	c.arriving = false
 	c.ended.CompareAndSwap(nil, closeVanished(nil))
-	c.out.discard()
+	c.busy().out.discard()
 	c.forsake()
 	b.registry.remove(c)
 	c.mu.Unlock()
@@ -340,6 +340,7 @@ func (c *conn) adopt(fd int) place {
 // adoptAt makes the socket that the descriptor stands for the connection's, where it is known where it stands. The lock is held.
 func (c *conn) adoptAt(fd int, at place) {
 	c.heard.Store(time.Now().UnixNano())
+	c.busy()
 	raw, control := resumed(fd)
 	s := &socket{Conn: raw, raw: control, upgraded: true, owner: c}
 	s.buffer = bufio.NewReaderSize(s, readBuffer)

@@ -520,7 +520,7 @@ func TestConfirmationsThatNobodyWaitsForDoNotPileUp(t *testing.T) {
 		conn := b.registry.find(id)
 		conn.mu.Lock()
 		defer conn.mu.Unlock()
-		if got := len(conn.receipts); got > 1 {
+		if got := len(conn.awaited()); got > 1 {
 			t.Errorf("%d are kept, want the last alone", got)
 		}
 	})

@@ -130,7 +130,7 @@ func TestPingsOfAFloodAreAnsweredWithinABound(t *testing.T) {
 		synctest.Wait()
 		conn := b.registry.find(id)
 		conn.mu.Lock()
-		waiting := len(conn.out.pongs)
+		waiting := len(conn.busy().out.pongs)
 		conn.mu.Unlock()
 		if waiting > maxPongs {
 			t.Errorf("%d bytes of pongs wait, want at most %d", waiting, maxPongs)

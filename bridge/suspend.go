@@ -69,9 +69,11 @@ func (c *conn) suspend() {
 // leaveInbox leaves the messages that wait to another worker, and whatever comes behind them. The lock is held.
 func (c *conn) leaveInbox() {
 	c.handing = true
-	c.pending -= int32(len(c.inbox))
-	c.inbox, c.inboxBytes = nil, 0
-	c.changed.Broadcast()
+	if c.work != nil {
+		c.pending -= int32(len(c.inbox))
+		c.inbox, c.inboxBytes = nil, 0
+		c.changed.Broadcast()
+	}
 }
 
 // hand hands the connection over if it is to be and is at rest. The lock is held.
@@ -86,7 +88,7 @@ func (c *conn) hand() {
 		go c.end(closeRestarting(nil))
 		return
 	}
-	if c.forwarding || c.pending > 0 || c.writing || !c.out.empty() || len(c.receipts) > 0 {
+	if !c.isQuiet() || len(c.awaited()) > 0 {
 		return
 	}
 	slot := c.kept.slot
@@ -103,7 +105,7 @@ func (c *conn) hand() {
 	}
 	c.handed = true
 	c.bridge.registry.forget(c)
-	c.changed.Broadcast()
+	c.tell()
 	if c.kept.release() {
 		if again >= 0 {
 			closeDuplicate(again)
@@ -141,8 +143,9 @@ func (c *conn) handedOver() {
 	c.bridge.upgraded.Add(-1)
 	c.mu.Lock()
 	c.over = true
+	left := c.busy()
 	c.mu.Unlock()
-	c.tasks.Wait()
+	left.tasks.Wait()
 	c.bridge.registry.release(c)
 	c.bridge.conns.Done()
 }

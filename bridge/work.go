@@ -1,0 +1,74 @@
+package bridge
+
+import (
+	"sync"
+)
+
+// work is what a connection has while something is under way on it. One that is parked, and of which nothing is awaited, has none: it would be half of what that takes. Its connection's
+// lock guards it; who lives in the middle of it, as the reader and the tasks do, knows that it is there.
+type work struct {
+	tasks   sync.WaitGroup // forwarder, writer, parting
+	changed sync.Cond      // inbox, pending, sealed, the end
+	changes []func()       // to what the connection is, that wait until it has arrived
+
+	inbox      []message
+	inboxBytes int64
+	pending    int32  // messages read and not settled: in the inbox, under way, or held by the rate
+	unposted   int32  // messages that were not posted, since the one before them ended the connection
+	failed     *Close // how the connection would have ended on a reply, had it not been ending already
+	forwarding bool
+
+	writing  bool
+	out      queue
+	receipts []*receipt // of pushes whose ping is in the queue or out, in that order
+}
+
+// busy returns the connection's work, which begins if there was none. The lock is held.
+func (c *conn) busy() *work {
+	if c.work == nil {
+		c.work = &work{}
+		c.changed.L = &c.mu
+	}
+	return c.work
+}
+
+// unburden lets go of the work of a connection that is parked, if nothing is left of it. Tasks may be returning still, which know it. The lock is held.
+func (c *conn) unburden() {
+	if c.work != nil && len(c.receipts) == 0 {
+		c.work = nil
+	}
+}
+
+// tell wakes who waits for a change. The lock is held.
+func (c *conn) tell() {
+	if c.work != nil {
+		c.changed.Broadcast()
+	}
+}
+
+// isShut reports whether nothing more is queued. The lock is held.
+func (c *conn) isShut() bool { return c.work != nil && c.out.shut }
+
+// waits reports whether something waits to be written. The lock is held.
+func (c *conn) waits() bool { return c.work != nil && !c.out.empty() }
+
+// unsettled returns how many messages are read and not settled. The lock is held.
+func (c *conn) unsettled() int32 {
+	if c.work == nil {
+		return 0
+	}
+	return c.pending
+}
+
+// awaited returns the receipts that wait for the client's word. The lock is held.
+func (c *conn) awaited() []*receipt {
+	if c.work == nil {
+		return nil
+	}
+	return c.receipts
+}
+
+// isQuiet reports whether nothing is under way between the backend and the client. The lock is held.
+func (c *conn) isQuiet() bool {
+	return c.work == nil || c.pending == 0 && !c.forwarding && !c.writing && c.out.empty()
+}
