@@ -271,7 +271,7 @@ func (c *conn) attach(ws *websocket.Conn) {
 		c.pong([]byte(payload))
 		return nil
 	})
-	c.ws = ws
+	c.socket.ws = ws
 }
 
 // malformed says what is wrong with a handshake (RFC 6455, 4.2.1), or 0.

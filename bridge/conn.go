@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"wsbridge/ratelimit"
 	"wsbridge/upstream"
 )
@@ -28,10 +26,9 @@ type conn struct {
 	id     string                // the record's, which never changes
 	ended  atomic.Pointer[Close] // why it has; a context would be a tenth of what an idle connection takes
 	socket *socket
-	ws     *websocket.Conn // reads; never written to after the 101
 	rate   *ratelimit.Connection
-	place  int32 // in the clock's heap, which guards it; 0: nothing is due
 
+	place       int32        // in the clock's heap, which guards it; 0: nothing is due
 	lastMessage atomic.Int64 // either way, Unix nanoseconds
 	heard       atomic.Int64 // the last bytes from the client, Unix nanoseconds
 	drowsy      atomic.Bool  // the reader has been called away: see fallsAsleep
@@ -40,20 +37,18 @@ type conn struct {
 	mu       sync.Mutex // guards the following
 	*work               // nil while nothing is under way
 	record   record
-	why      *Close // the same, or as it will be once another worker has given it up
-	opening  bool   // the 101 is not out yet
-	handing  bool   // another worker is to have it, as soon as it comes to rest
-	handed   bool   // another worker has it
-	arriving bool   // another worker has it still
-	parked   int    // the descriptor of a connection of which nothing is built; 0: it is
-	bounded  bool   // the reader has a deadline: it waits in the middle of a message
-	kept     *kept  // nil where it does not outlive this process
-	accepted bool   // the backend has accepted it
-	sealed   bool   // the close frame is out, or never will be
-	over     bool   // no task is started any more
-
+	kept     *kept // nil where it does not outlive this process
 	nextPing int64 // Unix nanoseconds
 	pinged   int64 // when the first ping without an answer was written, or the last with one; 0: none was
+	parked   int32 // the descriptor of a connection of which nothing is built; 0: it is
+	opening  bool  // the 101 is not out yet
+	accepted bool  // the backend has accepted it
+	handing  bool  // another worker is to have it, as soon as it comes to rest
+	handed   bool  // another worker has it
+	arriving bool  // another worker has it still
+	bounded  bool  // the reader has a deadline: it waits in the middle of a message
+	sealed   bool  // the close frame is out, or never will be
+	over     bool  // no task is started any more
 }
 
 // message is what a client sent.
@@ -85,7 +80,7 @@ func (c *conn) end(why *Close) {
 		return
 	}
 	if c.arriving {
-		c.why = why // which the worker that has it still does not know
+		c.busy().why = why // which the worker that has it still does not know
 		return
 	}
 	c.unpark()
@@ -258,7 +253,7 @@ func (c *conn) seals() {
 // queue being full.
 func (c *conn) enqueue(p *parcel) bool {
 	c.mu.Lock()
-	if c.isShut() || c.handing && !p.own || c.why != nil && (c.why.answers == 0 || p.receipt != nil) {
+	if c.handing && !p.own || c.work != nil && (c.out.shut || c.why != nil && (c.why.answers == 0 || p.receipt != nil)) {
 		c.mu.Unlock()
 		return false
 	}

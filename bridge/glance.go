@@ -109,7 +109,7 @@ func (c *conn) glanceOnce(fd uintptr) bool {
 		return true
 	}
 	s.awaiting = false
-	kind, r, err := c.ws.NextReader()
+	kind, r, err := c.socket.ws.NextReader()
 	var m message
 	if m, g.why = c.message(kind, r, err); g.why == nil && c.received(&m) {
 		var wait time.Duration

@@ -72,6 +72,7 @@ type kept struct {
 	index uint32
 	slot  *holder.Slot
 
+	stale   bool // the record in the table is not the last one: there was no room
 	live    bool // its socket is kept as well
 	known   bool // this process has looked at the socket: what follows is true, and where the kernel looks is where it stands
 	tcp     bool // the kernel knows the positions
@@ -224,7 +225,11 @@ func (c *conn) resave() {
 	if c.kept == nil || c.handed || c.kept.stage() == holder.StageOwed || c.kept.stage() == holder.StageFree {
 		return
 	}
+	c.recall()
 	c.kept.save(&c.record, c.kept.stage())
+	if c.parked != 0 {
+		c.putAway()
+	}
 }
 
 // keepSocket gives the socket to the keeper. Where that can't be, the connection does not outlive this process, and only its disconnect event does.
@@ -246,7 +251,7 @@ func (k *kept) save(r *record, stage holder.Stage) {
 	if k == nil {
 		return
 	}
-	k.put(r.encode(), stage)
+	k.stale = !k.put(r.encode(), stage)
 }
 
 // put makes the bytes what survives of the connection.

@@ -36,9 +36,9 @@ type view struct {
 func (c *conn) view() view {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r := &c.record
+	r, h := &c.record, c.handshake()
 	v := view{
-		ID: r.ID, Opening: c.opening && !c.accepted, User: r.User, Groups: append([]string{}, r.Groups...), Address: r.Handshake.Address, Path: r.Handshake.Path,
+		ID: r.ID, Opening: c.opening && !c.accepted, User: r.User, Groups: append([]string{}, r.Groups...), Address: h.Address, Path: h.Path,
 		Subprotocol: r.Subprotocol, Since: r.Since.UTC(), LastSeen: r.Since.UTC(),
 		MessagesIn: r.MessagesIn, MessagesOut: r.MessagesOut, BytesIn: r.BytesIn, BytesOut: r.BytesOut, Dropped: r.Dropped,
 	}

@@ -1,7 +1,11 @@
 package bridge
 
 import (
+	"strings"
 	"time"
+
+	"wsbridge/holder"
+	"wsbridge/upstream"
 )
 
 // A connection at rest needs nothing until something happens to it: it is parked. That is one that an earlier worker has left so, and one that nobody has used for a
@@ -26,8 +30,16 @@ func (c *conn) park(fd int) bool {
 	if !c.kept.atRest() || c.bridge.parking.add(fd, c) != nil {
 		return false
 	}
-	c.parked, c.kept.live = fd, true
+	c.parked, c.kept.live = int32(fd), true
 	c.opening = false
+	// The strings of a record that was read are parts of one: the others are not kept in memory for the id.
+	r := &c.record
+	c.id = strings.Clone(c.id)
+	r.ID, r.Subprotocol, r.User, r.State = c.id, strings.Clone(r.Subprotocol), strings.Clone(r.User), strings.Clone(r.State)
+	for i, group := range r.Groups {
+		r.Groups[i] = strings.Clone(group)
+	}
+	c.putAway()
 	c.startClock(time.Now())
 	return true
 }
@@ -37,6 +49,7 @@ func (c *conn) unpark() {
 	if c.parked == 0 {
 		return
 	}
+	c.recall()
 	fd, slot := c.leaveParked(), c.kept.slot
 	c.bridge.built.Add(1)
 	c.kept.know(fd)
@@ -44,6 +57,29 @@ func (c *conn) unpark() {
 	c.attach(c.bridge.upgradeAgain(c.socket, c.record.Window > 0))
 	c.schedule(time.Now())
 	go c.serve()
+}
+
+// putAway leaves what nobody asks a parked connection for to its record in the table. The lock is held.
+func (c *conn) putAway() {
+	if !c.kept.stale {
+		c.record.Handshake = nil
+	}
+}
+
+// recall takes it back. The lock is held, and the slot is this worker's.
+func (c *conn) recall() { c.record.Handshake = c.handshake() }
+
+// handshake returns what the connection was opened with. The lock is held.
+func (c *conn) handshake() *upstream.Handshake {
+	if h := c.record.Handshake; h != nil {
+		return h
+	}
+	r, err := decodeRecord(c.kept.in.table.Bytes(holder.Block(c.kept.slot.Record.Load())))
+	if err != nil { // nobody else writes there
+		c.bridge.log.Error("a connection's record can't be read", "id", c.id, "error", err)
+		return new(upstream.Handshake)
+	}
+	return r.Handshake
 }
 
 // know looks at the socket of a parked connection that another worker has left, once.
@@ -59,7 +95,7 @@ func (k *kept) know(fd int) {
 
 // leaveParked returns a parked connection's descriptor, which is not watched any more. The lock is held.
 func (c *conn) leaveParked() (fd int) {
-	fd = c.parked
+	fd = int(c.parked)
 	c.bridge.parking.remove(fd)
 	c.parked = 0
 	return fd
@@ -119,8 +155,9 @@ func (c *conn) lieDown() bool {
 	}
 	s.held.stop()
 	s.Conn.(heldConn).Conn.Close() // the descriptor alone
-	c.parked, c.socket, c.ws = fd, nil, nil
+	c.parked, c.socket = int32(fd), nil
 	c.unburden()
+	c.putAway()
 	return true
 }
 
@@ -140,7 +177,7 @@ func (c *conn) goOnWaiting() {
 // tryWrite writes what the socket takes at once, and returns how much that was. The lock is held.
 func (c *conn) tryWrite(p []byte) int {
 	if c.parked != 0 {
-		return sendNoWait(c.parked, p)
+		return sendNoWait(int(c.parked), p)
 	}
 	return c.socket.tryWrite(p)
 }
@@ -182,8 +219,9 @@ func (c *conn) stirs() (heartbeats bool) {
 	}
 	slot := c.kept.slot
 	from := slot.DropTo.Load()
-	c.kept.know(c.parked)
-	n, nothing, err := lookAt(c.parked, buffer[:])
+	fd := int(c.parked)
+	c.kept.know(fd)
+	n, nothing, err := lookAt(fd, buffer[:])
 	pongs, ping, others := heartbeatsIn(buffer[:n])
 	if !nothing && (n == 0 || n == len(buffer) || others || err != nil) {
 		c.unpark()
@@ -192,7 +230,7 @@ func (c *conn) stirs() (heartbeats bool) {
 	}
 	if n > 0 {
 		slot.DropTo.Store(from + uint64(n))
-		dropBytes(c.parked, n, c.kept.tcp)
+		dropBytes(fd, n, c.kept.tcp)
 		slot.DropFrom.Store(from + uint64(n))
 		c.heard.Store(time.Now().UnixNano())
 	}
@@ -200,7 +238,7 @@ func (c *conn) stirs() (heartbeats bool) {
 		c.busy().out.pong(ping)
 		c.startWriter()
 	}
-	if c.parked != 0 && !c.bridge.parking.again(c.parked) {
+	if c.parked != 0 && !c.bridge.parking.again(fd) {
 		c.unpark()
 	}
 	c.mu.Unlock()

@@ -33,7 +33,7 @@ func (c *conn) serve() {
 			}
 			continue
 		}
-		kind, r, err := c.ws.NextReader()
+		kind, r, err := c.socket.ws.NextReader()
 		if !c.next(kind, r, err) {
 			return
 		}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/gorilla/websocket"
 )
 
 // readBuffer is gorilla's read buffer, in bytes: the smallest that holds a control frame whole. A connection keeps it all its life.
@@ -23,11 +25,12 @@ const writeChunk = 16 << 10
 type socket struct {
 	net.Conn // the interface, not *net.TCPConn: its method set would give gorilla a way around our Write
 
-	buffer   *bufio.Reader // gorilla's, over this socket
-	early    []byte        // what has been read or looked at already: what the client sent behind its handshake, or what glance has left
-	failed   error         // what the next read returns behind that
-	glance   *glance       // nil where messages are not read so
-	window   int           // server_max_window_bits the client asked for; 0: none
+	ws       *websocket.Conn // reads; never written to after the 101
+	buffer   *bufio.Reader   // gorilla's, over this socket
+	early    []byte          // what has been read or looked at already: what the client sent behind its handshake, or what glance has left
+	failed   error           // what the next read returns behind that
+	glance   *glance         // nil where messages are not read so
+	window   int             // server_max_window_bits the client asked for; 0: none
 	upgraded bool
 	err      error // of the last read, when it failed
 	guard    guard

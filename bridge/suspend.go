@@ -98,6 +98,7 @@ func (c *conn) hand() {
 	}
 	var again int // in case that this worker serves
 	if c.parked != 0 {
+		c.recall()
 		again = c.leaveParked()
 	} else {
 		again = duplicate(c.socket.raw)

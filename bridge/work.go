@@ -9,6 +9,7 @@ import (
 type work struct {
 	tasks   sync.WaitGroup // forwarder, writer, parting
 	changed sync.Cond      // inbox, pending, sealed, the end
+	why     *Close         // how the connection ends, or will once another worker has given it up
 	changes []func()       // to what the connection is, that wait until it has arrived
 
 	inbox      []message
@@ -45,9 +46,6 @@ func (c *conn) tell() {
 		c.changed.Broadcast()
 	}
 }
-
-// isShut reports whether nothing more is queued. The lock is held.
-func (c *conn) isShut() bool { return c.work != nil && c.out.shut }
 
 // waits reports whether something waits to be written. The lock is held.
 func (c *conn) waits() bool { return c.work != nil && !c.out.empty() }
