@@ -29,7 +29,7 @@ func (c *conn) ask() errand {
 	event.Body = m.body
 	if m.owed != nil {
 		m.owed.sequence, event.Trip = event.Sequence, m.owed
-		event.Attempt = c.kept.attempts(m.end) + 1
+		event.Attempt = c.attempts(m.end) + 1
 	}
 	c.changed.Broadcast() // there is room
 	turn, given, none := c.bridge.upstream.Ask(c.bridge.ctx, event, c)

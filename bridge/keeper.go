@@ -68,20 +68,16 @@ func (k *keeping) slot() *kept {
 
 // kept is what outlives the process of one connection. Its connection's lock guards it.
 type kept struct {
-	in    *keeping
-	index uint32
-	slot  *holder.Slot
+	in     *keeping
+	slot   *holder.Slot
+	index  uint32
+	length int32 // of the write under way, in bytes
 
-	stale   bool // the record in the table is not the last one: there was no room
-	live    bool // its socket is kept as well
-	known   bool // this process has looked at the socket: what follows is true, and where the kernel looks is where it stands
-	tcp     bool // the kernel knows the positions
-	block   holder.Block
-	length  int     // of the write under way, in bytes
-	owed    []*owed // messages that were read and are not done with, in order
-	large   bool    // the message being read is dropped from the socket's buffer as it comes
-	posted  int64   // what an earlier worker had sent to the backend, up to that position
-	attempt int     // of the last of it
+	stale bool // the record in the table is not the last one: there was no room
+	live  bool // its socket is kept as well
+	known bool // this process has looked at the socket: what follows is true, and where the kernel looks is where it stands
+	tcp   bool // the kernel knows the positions
+	large bool // the message being read is dropped from the socket's buffer as it comes
 }
 
 // owed is a message that was read and is not done with.
@@ -132,11 +128,11 @@ func (k *kept) accepted(r *record) {
 }
 
 // attempts returns how often an earlier worker has posted the message that ends there.
-func (k *kept) attempts(end int64) int {
-	if end > k.posted {
+func (c *conn) attempts(end int64) int {
+	if end > c.posted {
 		return 0
 	}
-	return max(k.attempt, 1) // also one of several whose answers had not been written: it has left at least as often as the last of them
+	return max(c.attempt, 1) // also one of several whose answers had not been written: it has left at least as often as the last of them
 }
 
 // The slot's note of how the connection ends: the code, and behind it who decided.
@@ -191,7 +187,7 @@ func (c *conn) owes(m message) *owed {
 		return nil
 	}
 	o := &owed{kept: k, start: m.position, end: m.end, messages: c.record.MessagesIn, bytes: c.record.BytesIn}
-	k.owed = append(k.owed, o)
+	c.busy().owed = append(c.owed, o)
 	k.large = false
 	return o
 }
@@ -204,14 +200,14 @@ func (c *conn) answered(o *owed) {
 	o.done = true
 	k := c.kept
 	n := 0
-	for n < len(k.owed) && k.owed[n].done {
+	for n < len(c.owed) && c.owed[n].done {
 		n++
 	}
 	if n == 0 {
 		return
 	}
-	last := k.owed[n-1]
-	k.owed = slices.Delete(k.owed, 0, n)
+	last := c.owed[n-1]
+	c.owed = slices.Delete(c.owed, 0, n)
 	if last.sequence == 0 {
 		last.sequence = k.slot.Progressed().Sequence.Load()
 	}
@@ -280,7 +276,7 @@ func (k *kept) begin(wire []byte, o *owed, lease *lease) {
 	if k == nil || !k.live {
 		return
 	}
-	k.length = len(wire)
+	k.length = int32(len(wire))
 	size := holder.LogEntrySize + len(wire)
 	var block holder.Block
 	if lease != nil && lease.of(wire) {
@@ -299,7 +295,6 @@ func (k *kept) begin(wire []byte, o *owed, lease *lease) {
 	if o != nil {
 		entry.Done, entry.Sequence, entry.MessagesIn, entry.BytesIn = uint64(o.end), o.sequence, o.messages, o.bytes
 	}
-	k.block = block
 	k.slot.Log.Store(uint64(block))
 }
 
@@ -311,13 +306,12 @@ func (k *kept) finish(done bool, wire []byte, lease *lease) {
 	if done {
 		k.slot.Wrote.Add(uint64(k.length))
 	}
-	if lease != nil && k.block != 0 {
+	if block := holder.Block(k.slot.Log.Load()); lease != nil && block.Len() > 0 {
 		k.slot.Log.Store(0)
-		lease.keep(k.block, wire)
+		lease.keep(block, wire)
 	} else {
 		k.in.arena.Replace(&k.slot.Log, 0)
 	}
-	k.block = 0
 }
 
 // lease is a block that holds the bytes of a frame which is being sent to one connection after the other.

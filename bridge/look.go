@@ -145,7 +145,7 @@ func (c *conn) makeRoom() bool {
 			return false
 		}
 		k := c.kept
-		if c.hasEnded() || len(k.owed) == 0 && !c.handing {
+		if c.hasEnded() || c.owesNothing() && !c.handing {
 			if !c.hasEnded() {
 				k.isLarge(s.guard.current())
 			}
@@ -225,7 +225,7 @@ func (c *conn) stalled() bool {
 		s.Conn.SetReadDeadline(time.Time{})
 		return true
 	}
-	if !grown && len(k.owed) == 0 && !c.handing {
+	if !grown && c.owesNothing() && !c.handing {
 		k.isLarge(s.guard.current())
 		s.drop(s.guard.within())
 	}
@@ -240,7 +240,7 @@ func (c *conn) tidy() {
 		return
 	}
 	c.mu.Lock()
-	if len(c.kept.owed) == 0 && !c.handing {
+	if c.owesNothing() && !c.handing {
 		s.drop(s.guard.offset)
 	}
 	c.mu.Unlock()

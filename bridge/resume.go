@@ -355,7 +355,7 @@ func (c *conn) adoptAt(fd int, at place) {
 	s.guard.offset = max(at.done, at.answering, at.dropped)
 	control.Control(func(fd uintptr) { l.prepare(int(fd), s.guard.offset-l.dropped.Load()) })
 	c.record.Position = s.guard.offset
-	k.posted, k.attempt = int64(k.slot.Posted.Load()), int(k.slot.Attempt.Load())
+	c.posted, c.attempt = int64(k.slot.Posted.Load()), int(k.slot.Attempt.Load())
 }
 
 // place is where a connection stands that a worker has left.
@@ -421,7 +421,7 @@ func (k *kept) examine(fd int) place {
 		k.in.arena.Replace(&slot.Log, 0)
 	default:
 		at.entry, at.wire, at.rest = entry, wire, wire[sent:]
-		k.block, k.length = log, len(wire)
+		k.length = int32(len(wire))
 		if int64(entry.Done) > at.done {
 			at.answering = int64(entry.Done)
 		}
@@ -444,7 +444,7 @@ func (c *conn) goOnWriting(at place) {
 		f.owed = &owed{
 			kept: c.kept, end: at.answering, sequence: at.entry.Sequence, messages: at.entry.MessagesIn, bytes: at.entry.BytesIn, carried: true,
 		}
-		c.kept.owed = []*owed{f.owed}
+		c.owed = []*owed{f.owed}
 		c.record.Sequence, c.record.MessagesIn, c.record.BytesIn = at.entry.Sequence, at.entry.MessagesIn, at.entry.BytesIn
 	}
 	c.out.torn = f

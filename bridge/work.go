@@ -14,9 +14,12 @@ type work struct {
 
 	inbox      []message
 	inboxBytes int64
-	pending    int32  // messages read and not settled: in the inbox, under way, or held by the rate
-	unposted   int32  // messages that were not posted, since the one before them ended the connection
-	failed     *Close // how the connection would have ended on a reply, had it not been ending already
+	pending    int32   // messages read and not settled: in the inbox, under way, or held by the rate
+	unposted   int32   // messages that were not posted, since the one before them ended the connection
+	owed       []*owed // messages that were read and are not done with, in order, where the connection outlives this process
+	posted     int64   // what an earlier worker had sent to the backend, up to that position
+	attempt    int     // of the last of it
+	failed     *Close  // how the connection would have ended on a reply, had it not been ending already
 	forwarding bool
 
 	writing  bool
@@ -35,7 +38,7 @@ func (c *conn) busy() *work {
 
 // unburden lets go of the work of a connection that is parked, if nothing is left of it. Tasks may be returning still, which know it. The lock is held.
 func (c *conn) unburden() {
-	if c.work != nil && len(c.receipts) == 0 {
+	if c.work != nil && len(c.receipts) == 0 && len(c.owed) == 0 {
 		c.work = nil
 	}
 }
@@ -57,6 +60,9 @@ func (c *conn) unsettled() int32 {
 	}
 	return c.pending
 }
+
+// owesNothing reports whether all messages that were read are done with. The lock is held.
+func (c *conn) owesNothing() bool { return c.work == nil || len(c.owed) == 0 }
 
 // awaited returns the receipts that wait for the client's word. The lock is held.
 func (c *conn) awaited() []*receipt {
