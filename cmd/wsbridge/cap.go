@@ -24,6 +24,7 @@ func (l *cappedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if l.waiting.Load()+int64(l.connections()) < l.max {
+			arrivals.Add(1)
 			return c, nil
 		}
 		c.Close()

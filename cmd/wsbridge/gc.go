@@ -4,31 +4,52 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"sync/atomic"
 	"time"
 )
 
 const (
-	// garbage is how much may always pile up before it is collected, in bytes. Few connections have little memory, and a collection for
-	// every few megabytes of messages costs more processor than those are worth.
-	garbage = 16 << 20
+	// garbage is how much may always pile up before it is collected, in bytes: what is left at the peak of some thousand handshakes is for the system to find.
+	garbage = 4 << 20
+	// rush is the same while messages make so much garbage that a collection for every few megabytes would cost more processor than those are worth,
+	// and rushFrom how much that is, in bytes a second.
+	rush     = 16 << 20
+	rushFrom = 16 << 20
+	// handshakeGarbage is what a handshake leaves behind, in bytes, about.
+	handshakeGarbage = 16 << 10
 	// garbagePercent is how much may pile up beside the memory of many connections. Go's 100 % would double it, and what piles up
 	// beside idle ones is left from their handshakes.
 	garbagePercent = 40
 )
 
-// paceGC sets the collector's pace anew after each collection, from what is in use by then. It is not called where the operator
-// sets GOGC.
-func paceGC() {
-	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	metrics.Read(live)
-	debug.SetGCPercent(gcPercent(live[0].Value.Uint64()))
-	// A cleanup of something that nothing refers to runs after the next collection.
-	runtime.AddCleanup(&struct{ _ *int }{}, func(struct{}) { paceGC() }, struct{}{})
+// arrivals counts the sockets of clients that this process has accepted.
+var arrivals atomic.Uint64
+
+// pace is what the collector's pace is set by, as it was at the last collection.
+type pace struct {
+	at        time.Time
+	allocated uint64 // since the process began, in bytes
+	arrived   uint64
 }
 
-// gcPercent returns the percentage of the live heap, in bytes, that may pile up as garbage.
-func gcPercent(live uint64) int {
-	return max(garbagePercent, int(garbage*100/max(live, 4<<20))) // the runtime takes a smaller heap for 4 MiB
+// set sets the collector's pace anew after each collection. It is not called where the operator sets GOGC.
+func (p *pace) set() {
+	now := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(now)
+	debug.SetGCPercent(p.percent(time.Now(), now[0].Value.Uint64(), now[1].Value.Uint64(), arrivals.Load()))
+	// A cleanup of something that nothing refers to runs after the next collection.
+	runtime.AddCleanup(&struct{ _ *int }{}, func(p *pace) { p.set() }, p)
+}
+
+// percent returns the percentage of the live heap, in bytes, that may pile up as garbage.
+func (p *pace) percent(now time.Time, live, allocated, arrived uint64) int {
+	made, handshakes, seconds := float64(allocated-p.allocated), float64(arrived-p.arrived), now.Sub(p.at).Seconds()
+	*p = pace{now, allocated, arrived}
+	room := garbage
+	if made > rushFrom*seconds && handshakes*handshakeGarbage < made/4 {
+		room = rush
+	}
+	return max(garbagePercent, room*100/int(max(live, 4<<20))) // the runtime takes a smaller heap for 4 MiB
 }
 
 const (
@@ -36,8 +57,8 @@ const (
 	quietEvery = time.Second
 	// quietBytes is how much is allocated in that time by a process that has little to do.
 	quietBytes = 256 << 10
-	// worthwhile is how much must have been allocated since memory was last given back, in bytes.
-	worthwhile = 8 << 20
+	// worthwhile is how much must have been allocated since memory was last given back, in bytes, beside an eighth of what is in use: to give it back is to look through all of that.
+	worthwhile = 1 << 20
 	// ended is how many goroutines, which leave their stacks behind, are worth it as well: connections that have been parked or have gone.
 	ended = 1000
 )
@@ -45,11 +66,11 @@ const (
 // giveBack gives memory back to the system once the process has little to do: what ten thousand handshakes have left behind would else stay as long as nothing happens, for
 // the next collection comes with the next garbage. It never returns.
 func giveBack() {
-	now := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/sched/goroutines:goroutines"}}
+	now := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/sched/goroutines:goroutines"}, {Name: "/gc/heap/live:bytes"}}
 	var q quiet
 	for range time.Tick(quietEvery) {
 		metrics.Read(now)
-		if q.comes(now[0].Value.Uint64(), now[1].Value.Uint64()) {
+		if q.comes(now[0].Value.Uint64(), now[1].Value.Uint64(), now[2].Value.Uint64()) {
 			debug.FreeOSMemory()
 		}
 	}
@@ -61,11 +82,11 @@ type quiet struct {
 	most        uint64 // goroutines since memory was last given back
 }
 
-// comes takes note of how much has been allocated so far, in bytes, and of how many goroutines there are, and reports whether the time has come.
-func (q *quiet) comes(allocated, goroutines uint64) bool {
+// comes takes note of how much has been allocated so far and is in use, in bytes, and of how many goroutines there are, and reports whether the time has come.
+func (q *quiet) comes(allocated, goroutines, live uint64) bool {
 	rests := allocated-q.last < quietBytes
 	q.last, q.most = allocated, max(q.most, goroutines)
-	if !rests || allocated-q.given < worthwhile && q.most-goroutines < ended {
+	if !rests || allocated-q.given < worthwhile+live/8 && q.most-goroutines < ended {
 		return false
 	}
 	q.given, q.most = allocated, goroutines

@@ -39,7 +39,7 @@ func main() {
 	// net/http's client quotes what a backend sends unasked to the standard logger, and nothing of ours writes there.
 	log.SetOutput(io.Discard)
 	if os.Getenv("GOGC") == "" {
-		paceGC()
+		new(pace).set()
 		go giveBack()
 	}
 	// A SIGHUP reloads what has a holder, unless it says that the terminal is gone.
