@@ -32,10 +32,10 @@ const maxGrain = 1 << 28
 // grain returns how much later a connection may be told than after the given time, at most: then many are told at once, and the machine wakes a few times in a second
 // for the pings of ten thousand, and not for each. Grains are powers of two, so that all times of a large one are times of a smaller one as well.
 func grain(in time.Duration) time.Duration {
-	if in < 64 {
+	if in < 32 {
 		return 0
 	}
-	return min(time.Duration(1)<<(bits.Len64(uint64(in/64))-1), maxGrain)
+	return min(time.Duration(1)<<(bits.Len64(uint64(in/32))-1), maxGrain)
 }
 
 // set changes when the connection is told to the given time from now on, or a little later.
