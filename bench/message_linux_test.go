@@ -146,6 +146,29 @@ func BenchmarkIdle(b *testing.B) {
 	}
 }
 
+// BenchmarkHeartbeats prints which share of a processor pings and pongs take while nothing else happens. The others send none as they are set up here.
+func BenchmarkHeartbeats(b *testing.B) {
+	const (
+		clients = 10_000
+		every   = 25 * time.Second // WSBRIDGE_PING_INTERVAL
+	)
+	bed := newBed(b)
+	s := bed.start(b, "wsbridge")
+	defer s.stop()
+	f := dial(b, s, clients, 0, s.url)
+	defer f.close()
+	for _, c := range f.conns {
+		go c.NextReader() // pongs are sent by who reads
+	}
+	time.Sleep(every) // by then each has its place
+	before := s.cpu(b)
+	time.Sleep(every)
+	share := 100 * (s.cpu(b) - before).Seconds() / every.Seconds()
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(share, "%-of-a-core")
+	tabulate("heartbeats", []string{"connections", "pings in 25 s", "wsbridge, % of a core"}, fmt.Sprint(clients), fmt.Sprint(clients), fmt.Sprintf("%.1f", share))
+}
+
 // BenchmarkConnect prints the server's processor time for opening a connection: wsbridge asks the backend whether it may be, the others don't.
 func BenchmarkConnect(b *testing.B) {
 	const clients = 5_000
