@@ -109,6 +109,7 @@ func start(t testing.TB, change func(*options)) *rig {
 	var client *upstream.Client
 	var clientServer, pushServer *http.Server
 	var pushers *bridge.Pushers
+	var accepted *bridge.Clients
 	var servers sync.WaitGroup
 	// Goroutines inherit the label of the one that starts them: so those of this rig are told from those of tests that run beside it.
 	label := strconv.FormatInt(rigs.Add(1), 10)
@@ -124,7 +125,8 @@ func start(t testing.TB, change func(*options)) *rig {
 		clientServer = &http.Server{Handler: b, ReadHeaderTimeout: o.bridge.HandshakeTimeout, MaxHeaderBytes: 16 << 10, ErrorLog: quiet}
 		clientServer.SetKeepAlivesEnabled(false)
 		pushServer = &http.Server{Handler: b.Push(http.NotFoundHandler(), http.NotFoundHandler()), ErrorLog: quiet}
-		servers.Go(func() { clientServer.Serve(clients) })
+		accepted = b.Clients(clientServer)
+		servers.Go(func() { accepted.Serve(clients) })
 		pushers = b.Pushers(pushServer)
 		servers.Go(func() { pushers.Serve(pushes) })
 		b.Serving()
@@ -134,7 +136,8 @@ func start(t testing.TB, change func(*options)) *rig {
 			t.Errorf("%d disconnect events lost", lost)
 		}
 		client.Close()
-		clientServer.Close()
+		clients.Close()
+		accepted.Close()
 		pushes.Close()
 		over, cancel := context.WithCancel(context.Background())
 		cancel() // whoever is still there is closed

@@ -34,20 +34,10 @@ func (b *Bridge) Pushers(server *http.Server) *Pushers {
 
 // Serve accepts connections until the listener is closed, and returns why that ended.
 func (ps *Pushers) Serve(l net.Listener) error {
-	for pause := time.Duration(0); ; {
-		conn, err := l.Accept()
-		if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) {
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			time.Sleep(pause)
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		pause = 0
+	return acceptAll(l, func(conn net.Conn) {
 		ps.open.Add(1)
 		go ps.serve(conn)
-	}
+	})
 }
 
 // Wait waits until no connection is left.
@@ -88,7 +78,7 @@ type pusher struct {
 }
 
 func (ps *Pushers) serve(conn net.Conn) {
-	counted := &countedConn{Conn: conn, done: ps.open.Done}
+	counted := &passedOn{Conn: conn, done: ps.open.Done}
 	if holder, ok := conn.(syscall.Conn); ok {
 		if raw, err := holder.SyscallConn(); err == nil {
 			p := &pusher{of: ps, conn: conn, raw: raw}
@@ -203,53 +193,3 @@ func (p *pusher) push(request *plainPush) plainState {
 	p.answer = v.append(p.answer[:0], time.Now())
 	return plainWhole
 }
-
-// countedConn is a connection of the push side as net/http has it.
-type countedConn struct {
-	net.Conn
-	early []byte // what has been read of it
-	done  func()
-	once  sync.Once
-}
-
-// Read reads.
-func (c *countedConn) Read(p []byte) (int, error) {
-	if len(c.early) > 0 {
-		n := copy(p, c.early)
-		c.early = c.early[n:]
-		return n, nil
-	}
-	return c.Conn.Read(p)
-}
-
-// Close closes.
-func (c *countedConn) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(c.done)
-	return err
-}
-
-// single is a listener to which one connection comes.
-type single struct {
-	conn net.Conn
-}
-
-// Accept returns it, and then the end.
-func (s *single) Accept() (conn net.Conn, err error) {
-	if s.conn == nil {
-		return nil, io.EOF
-	}
-	conn, s.conn = s.conn, nil
-	return conn, nil
-}
-
-// Close closes it, if nobody has accepted it.
-func (s *single) Close() error {
-	if s.conn != nil {
-		return s.conn.Close()
-	}
-	return nil
-}
-
-// Addr returns nil: nobody asks.
-func (s *single) Addr() net.Addr { return nil }

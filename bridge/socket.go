@@ -56,6 +56,10 @@ func takeOver(w http.ResponseWriter, window int) (*socket, *bufio.ReadWriter, er
 		s.early = make([]byte, n)
 		io.ReadFull(brw.Reader, s.early) // it is buffered: it can't fail
 	}
+	if p, ok := raw.(*passedOn); ok {
+		s.Conn, s.early = p.Conn, append(s.early, p.early...)
+		raw = p.Conn
+	}
 	if holder, ok := raw.(syscall.Conn); ok {
 		s.raw, _ = holder.SyscallConn() // without it the writer writes
 	}

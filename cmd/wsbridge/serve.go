@@ -129,7 +129,7 @@ func (v *service) close() { v.upstream.Close() }
 // doors are a service's servers on their listeners.
 type doors struct {
 	clients, pushes net.Listener
-	clientServer    *http.Server
+	accepted        *bridge.Clients
 	pushers         *bridge.Pushers
 	failed          chan error // one for each server, so that neither waits
 	serving         sync.WaitGroup
@@ -146,20 +146,20 @@ func (v *service) open(clients, pushes net.Listener) (*doors, error) {
 		inner = tls.NewListener(capped, v.pair.config())
 	}
 	quiet := slog.NewLogLogger(v.log.Handler(), slog.LevelDebug) // net/http's own lines are about strangers' mistakes
+	// The timeouts are those of whoever is not upgraded: taking the socket over lifts them.
+	clientServer := &http.Server{
+		Handler: b, ReadTimeout: s.Bridge.HandshakeTimeout, WriteTimeout: s.Bridge.HandshakeTimeout + s.Bridge.WriteTimeout,
+		MaxHeaderBytes: maxHeader, ErrorLog: quiet,
+	}
 	d := &doors{
-		clients: clients, pushes: pushes,
-		// The timeouts are those of whoever is not upgraded: taking the socket over lifts them.
-		clientServer: &http.Server{
-			Handler: b, ReadTimeout: s.Bridge.HandshakeTimeout, WriteTimeout: s.Bridge.HandshakeTimeout + s.Bridge.WriteTimeout,
-			MaxHeaderBytes: maxHeader, ErrorLog: quiet,
-		},
+		clients: clients, pushes: pushes, accepted: b.Clients(clientServer),
 		pushers: b.Pushers(&http.Server{
 			Handler:           b.Push(promhttp.HandlerFor(v.registry, promhttp.HandlerOpts{Registry: v.registry}), livePage(s, v.environ)),
 			ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeader, ErrorLog: quiet,
 		}),
 		failed: make(chan error, 2),
 	}
-	d.clientServer.ConnState = func(c net.Conn, state http.ConnState) {
+	clientServer.ConnState = func(c net.Conn, state http.ConnState) {
 		capped.track(c, state)
 		switch state {
 		case http.StateNew:
@@ -168,9 +168,9 @@ func (v *service) open(clients, pushes net.Listener) (*doors, error) {
 			d.opening.Done()
 		}
 	}
-	d.clientServer.SetKeepAlivesEnabled(false) // who doesn't upgrade has nothing more to ask
+	clientServer.SetKeepAlivesEnabled(false) // who doesn't upgrade has nothing more to ask
 	d.serving.Go(func() { d.failed <- d.pushers.Serve(pushes) })
-	d.serving.Go(func() { d.failed <- d.clientServer.Serve(inner) })
+	d.serving.Go(func() { d.failed <- d.accepted.Serve(inner) })
 	b.Serving()
 	return d, nil
 }
@@ -197,5 +197,5 @@ func (d *doors) close() {
 		cancel()
 	}()
 	<-stopping.Done()
-	d.clientServer.Close()
+	d.accepted.Close()
 }
