@@ -53,8 +53,12 @@ func (h *holding) control(was *state) (stop func(), err error) {
 				<-h.hears
 				continue
 			}
-			if err != nil {
+			if errors.Is(err, net.ErrClosed) {
 				return
+			}
+			if err != nil { // there are no descriptors left, say
+				time.Sleep(10 * time.Millisecond)
+				continue
 			}
 			h.answering.Add(1)
 			go func() {
