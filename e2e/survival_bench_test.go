@@ -121,7 +121,8 @@ func startMeasured(b *testing.B, path, backend, held string) *measured {
 		*address = l.Addr().String()
 		l.Close()
 	}
-	s.process.Env = append(os.Environ(), "WSBRIDGE_BACKEND_URL=http://"+backend+"/", "WSBRIDGE_LISTEN="+s.clients, "WSBRIDGE_PUSH_LISTEN="+s.pushes,
+	foreign := slices.DeleteFunc(os.Environ(), func(setting string) bool { return strings.HasPrefix(setting, "WSBRIDGE_") }) // make bench has one for the tables
+	s.process.Env = append(foreign, "WSBRIDGE_BACKEND_URL=http://"+backend+"/", "WSBRIDGE_LISTEN="+s.clients, "WSBRIDGE_PUSH_LISTEN="+s.pushes,
 		"WSBRIDGE_HOLDER="+held, "WSBRIDGE_LOG_LEVEL=error", "WSBRIDGE_DRAIN_TIMEOUT=1s", "WSBRIDGE_PING_INTERVAL=1h")
 	if err := s.process.Start(); err != nil {
 		b.Fatal(err)
