@@ -129,11 +129,7 @@ func door(t *testing.T, plain bool) (address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := New(Config{
-		Paths: []Path{"/*"}, MaxConnections: 1000, HandshakeTimeout: time.Minute, MaxMessage: 1000, Compression: "off", PingInterval: time.Minute,
-		PongTimeout: time.Minute, SendBuffer: 10000, SlowClient: SlowClose, WriteTimeout: time.Minute, PushMaxBody: 1000,
-		GoodbyeFor: time.Hour, GoodbyeMax: 100_000, GoodbyeBytes: 64 << 20,
-	}, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), nil)
+	b, err := New(modest, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

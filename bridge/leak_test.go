@@ -20,6 +20,13 @@ import (
 	"wsbridge/upstream"
 )
 
+// modest are settings for a bridge that a test of the inside builds by itself.
+var modest = Config{
+	Paths: []Path{"/*"}, MaxConnections: 1000, HandshakeTimeout: time.Minute, MaxMessage: 1000, Compression: "off", PingInterval: time.Minute,
+	PongTimeout: time.Minute, SendBuffer: 10000, SlowClient: SlowClose, WriteTimeout: time.Minute, PushMaxBody: 1000,
+	GoodbyeFor: time.Hour, GoodbyeMax: 100_000, GoodbyeBytes: 64 << 20,
+}
+
 // TestNothingIsLeftOfTenThousandConnections lets connections come and go over real sockets, by every ending in turn, and counts what
 // the process holds before and after.
 func TestNothingIsLeftOfTenThousandConnections(t *testing.T) {
@@ -57,11 +64,7 @@ func TestNothingIsLeftOfTenThousandConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	b, err := New(Config{
-		Paths: []Path{"/*"}, MaxConnections: 1000, HandshakeTimeout: time.Minute, MaxMessage: 1000, Compression: "off", PingInterval: time.Minute,
-		PongTimeout: time.Minute, SendBuffer: 10000, SlowClient: SlowClose, WriteTimeout: time.Minute, PushMaxBody: 1000,
-		GoodbyeFor: time.Hour, GoodbyeMax: 100_000, GoodbyeBytes: 64 << 20,
-	}, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), nil)
+	b, err := New(modest, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
