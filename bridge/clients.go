@@ -86,7 +86,7 @@ func (cs *Clients) end(conn net.Conn, state http.ConnState) {
 
 func (cs *Clients) serve(conn net.Conn) {
 	o := cs.heads.Get().(*opening)
-	o.clients, o.conn, o.have, o.taken = cs, conn, 0, false
+	o.clients, o.conn, o.have, o.taken, o.by = cs, conn, 0, false, time.Now().Add(cs.bridge.config.HandshakeTimeout)
 	cs.begin(conn)
 	defer func() {
 		if failure := recover(); failure != nil { // as net/http's server does it
@@ -113,7 +113,7 @@ func (cs *Clients) serve(conn net.Conn) {
 		}
 	}
 	o.taken = true
-	cs.server.Serve(&single{conn: &passedOn{Conn: conn, early: bytes.Clone(o.buffer[:o.have]), done: func() {}}})
+	cs.server.Serve(&single{conn: &passedOn{Conn: conn, early: bytes.Clone(o.buffer[:o.have]), by: o.by, done: func() {}}})
 	cs.end(conn, http.StateClosed) // for us: the server has told of it as new
 }
 
@@ -126,6 +126,7 @@ type opening struct {
 	conn    net.Conn
 	buffer  [openingBuffer]byte
 	have    int
+	by      time.Time // when the request must have come
 	head    bytes.Reader
 	reader  *bufio.Reader
 	writer  *bufio.Writer // of the 101
@@ -141,7 +142,7 @@ func (o *opening) read() error {
 	if o.readAtOnce() {
 		return nil
 	}
-	o.conn.SetReadDeadline(time.Now().Add(o.clients.bridge.config.HandshakeTimeout))
+	o.conn.SetReadDeadline(o.by)
 	for {
 		n, err := o.conn.Read(o.buffer[o.have:])
 		o.have += n

@@ -3,6 +3,7 @@ package bridge
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,13 +12,9 @@ import (
 	"net/http/httptest"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-
-	"wsbridge/ratelimit"
-	"wsbridge/upstream"
 )
 
 // plainHandshakes are what may come, and whether it is a plain handshake.
@@ -123,16 +120,7 @@ func door(t *testing.T, plain bool) (address string) {
 			io.WriteString(w, "welcome")
 		}
 	}))
-	config := upstream.Config{TextType: "text/plain", Events: upstream.Types{"connect"}, Timeout: time.Minute, Retry: upstream.RetrySafe, RetryFor: time.Minute, MaxConcurrent: 16, MaxAnswer: 1 << 20}
-	config.URL.UnmarshalText([]byte(backend.URL))
-	client, err := upstream.New(config, "test", nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := New(modest, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b, client := newModest(t, modest, backend.URL, "connect")
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -219,6 +207,31 @@ func asked(t *testing.T, address, request string, cut int) string {
 	body, err := io.ReadAll(response.Body)
 	left, gone := in.ReadByte()
 	return fmt.Sprintf("%s %s close = %t, length = %d %q %v; then %q, %v", response.Status, text(response.Header), response.Close, response.ContentLength, body, err, left, gone)
+}
+
+// A handshake has its time once, also where net/http goes on with it and would grant it its own.
+func TestAClientHasTheHandshakesTimeOnce(t *testing.T) {
+	b := &Bridge{config: Config{HandshakeTimeout: 100 * time.Millisecond}}
+	clients := b.Clients(&http.Server{Handler: b, ReadTimeout: time.Hour, MaxHeaderBytes: 64 << 10})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go clients.Serve(listener)
+	defer clients.Close()
+	defer listener.Close()
+	for what, said := range map[string]string{"nothing": "", "half a line": "GET /ws HT", "more than is read here": "GET /ws HTTP/1.1\r\nX: " + strings.Repeat("x", 5000), "another method": "POST /ws HT"} {
+		c, err := net.Dial("tcp", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		io.WriteString(c, said)
+		c.SetReadDeadline(time.Now().Add(clientsPatience))
+		if answer, err := io.ReadAll(c); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("a client that says %s: %q, %v, want the end", what, answer, err)
+		}
+	}
 }
 
 func TestAClientThatSaysNothingIsClosedAtTheEnd(t *testing.T) {

@@ -27,6 +27,24 @@ var modest = Config{
 	GoodbyeFor: time.Hour, GoodbyeMax: 100_000, GoodbyeBytes: 64 << 20,
 }
 
+// newModest returns a bridge to the backend, and its client of that, which is to be closed.
+func newModest(t *testing.T, config Config, backend string, events ...upstream.Type) (*Bridge, *upstream.Client) {
+	t.Helper()
+	to := upstream.Config{TextType: "text/plain", Events: events, Timeout: time.Minute, Retry: upstream.RetrySafe, RetryFor: time.Minute, MaxConcurrent: 16, MaxAnswer: 1 << 20}
+	if err := to.URL.UnmarshalText([]byte(backend)); err != nil {
+		t.Fatal(err)
+	}
+	client, err := upstream.New(to, "test", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := New(config, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b, client
+}
+
 // TestNothingIsLeftOfTenThousandConnections lets connections come and go over real sockets, by every ending in turn, and counts what
 // the process holds before and after.
 func TestNothingIsLeftOfTenThousandConnections(t *testing.T) {
@@ -57,17 +75,8 @@ func TestNothingIsLeftOfTenThousandConnections(t *testing.T) {
 		}
 	}))
 	defer backend.Close()
-	config := upstream.Config{TextType: "text/plain", Events: upstream.Types{"connect", "message", "disconnect"}, Timeout: time.Minute, Retry: upstream.RetrySafe, RetryFor: time.Minute, MaxConcurrent: 16, MaxAnswer: 1 << 20}
-	config.URL.UnmarshalText([]byte(backend.URL))
-	client, err := upstream.New(config, "test", nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b, client := newModest(t, modest, backend.URL, "connect", "message", "disconnect")
 	defer client.Close()
-	b, err := New(modest, ratelimit.Config{Policy: ratelimit.Wait}, client, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

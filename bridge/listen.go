@@ -29,8 +29,9 @@ func acceptAll(l net.Listener, each func(net.Conn)) error {
 // passedOn is a connection as net/http has it, of which something has been read.
 type passedOn struct {
 	net.Conn
-	early []byte // what has been read of it
-	done  func() // called once it is closed
+	early []byte    // what has been read of it
+	by    time.Time // when its request must have come, whatever net/http grants it anew; zero: that is for net/http to say
+	done  func()    // called once it is closed
 	once  sync.Once
 }
 
@@ -49,6 +50,14 @@ func (c *passedOn) Close() error {
 	err := c.Conn.Close()
 	c.once.Do(c.done)
 	return err
+}
+
+// SetReadDeadline sets until when a read may wait.
+func (c *passedOn) SetReadDeadline(t time.Time) error {
+	if !c.by.IsZero() && t.After(c.by) {
+		t = c.by
+	}
+	return c.Conn.SetReadDeadline(t)
 }
 
 // CloseWrite ends what is written. Net/http does so before it closes a connection of which it has not read all.
