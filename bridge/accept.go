@@ -127,7 +127,7 @@ func (b *Bridge) admit(w http.ResponseWriter, r *http.Request, from peer) (*conn
 	handshake.ForwardedFor, handshake.Proto, handshake.Host, handshake.Address = from.ForwardedFor, from.Proto, from.Host, from.realIP()
 	c := b.newConn(record{ID: b.newID(now), Since: now, Handshake: handshake})
 	if b.keeping != nil {
-		c.kept = b.keeping.slot()
+		c.outlives(b.keeping.slot())
 		c.kept.save(&c.record, holder.StageOpening)
 	}
 	b.registry.add(c)

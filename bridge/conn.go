@@ -28,11 +28,12 @@ type conn struct {
 	socket *socket
 	rate   *ratelimit.Connection
 
-	place       int32        // in the clock's heap, which guards it; 0: nothing is due
-	lastMessage atomic.Int64 // either way, Unix nanoseconds
-	heard       atomic.Int64 // the last bytes from the client, Unix nanoseconds
-	drowsy      atomic.Bool  // the reader has been called away: see fallsAsleep
-	standing    atomic.Bool  // we have stopped reading: silence says nothing of the client
+	place       int32         // in the clock's heap, which guards it; 0: nothing is due
+	seat        atomic.Uint32 // its slot in the table and one more; 0: none
+	lastMessage atomic.Int64  // either way, Unix nanoseconds
+	heard       atomic.Int64  // the last bytes from the client, Unix nanoseconds
+	drowsy      atomic.Bool   // the reader has been called away: see fallsAsleep
+	standing    atomic.Bool   // we have stopped reading: silence says nothing of the client
 
 	mu       sync.Mutex // guards the following
 	*work               // nil while nothing is under way

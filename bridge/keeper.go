@@ -101,6 +101,13 @@ func (o *owed) Leaves(attempt int) {
 // Spared takes note that the backend has not taken the message.
 func (o *owed) Spared() { o.kept.slot.Posted.Store(uint64(o.start)) }
 
+// outlives makes the slot the connection's: what is in it outlives the process. With nil nothing does. The lock is held, or nobody else knows the connection.
+func (c *conn) outlives(k *kept) {
+	if c.kept = k; k != nil {
+		c.seat.Store(k.index + 1)
+	}
+}
+
 // connecting is the trip of a connect event.
 type connecting struct{ *kept }
 

@@ -229,7 +229,10 @@ func (b *Bridge) dispatch(t target, p *parcel) result {
 	if own[0] = t.own; t.own == nil {
 		conns = b.members(t)
 	}
-	for _, c := range conns {
+	for i, c := range conns {
+		if i%ahead == 0 && len(conns) > 1 {
+			b.approach(conns[i:min(i+ahead, len(conns))])
+		}
 		if slices.Contains(p.except, c.id) {
 			continue
 		}
@@ -248,6 +251,22 @@ func (b *Bridge) dispatch(t target, p *parcel) result {
 		b.metrics.sent(p.sentNow, p.sentNow*len(m.Data))
 	}
 	return r
+}
+
+// ahead is how many connections of a sending are approached at once: few enough to be in the caches still when their turn comes.
+const ahead = 16
+
+// approach reads a little of what the next deliveries touch of their connections and of their slots. Far apart as they lie in memory, each is fetched while the others are; met
+// one by one, between system calls, each would be waited for: a tenth of a delivery to one of 5,000.
+func (b *Bridge) approach(conns []*conn) {
+	for _, c := range conns {
+		c.heard.Load()
+		if seat := c.seat.Load(); seat > 0 {
+			slot := b.keeping.table.Slot(seat - 1)
+			slot.Log.Load()
+			slot.MessagesOut.Load()
+		}
+	}
 }
 
 // deliver sends an answer's messages, if it has any, to whom it is for, or counts them as dropped where nobody is there. What they answer is nil unless it is kept.

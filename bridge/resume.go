@@ -230,7 +230,7 @@ func (b *Bridge) farewell(k *kept, why *Close) {
 	}
 	b.registry.reserve(rec.key(), 1<<31-1, 0)
 	c := b.newConn(rec)
-	c.kept = k
+	c.outlives(k)
 	c.recount()
 	if c.record.Sequence == 0 {
 		c.record.Sequence = 1 // the connect event's, which was under way
@@ -282,7 +282,8 @@ func (b *Bridge) resume(k *kept, rec record, fd int, c *conn) {
 		b.registry.forget(c)
 		c.record = rec
 	}
-	c.kept, c.accepted = k, true
+	c.outlives(k)
+	c.accepted = true
 	c.recount()
 	c.lastMessage.Store(time.Now().UnixNano()) // it is not known; a client is not to be idle for our sake
 	if !arrived && c.park(fd) {
