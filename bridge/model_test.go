@@ -34,7 +34,7 @@ type member struct {
 // Joins, leaves, sends and closes at random, by many pushers at once over real sockets: every message reaches exactly the members that its group has
 // at that moment, once, in the order of its pusher. Each group has one pusher, which therefore knows who its members are.
 func TestEveryMessageReachesTheMembersOfItsGroup(t *testing.T) {
-	const clients, groups, steps = 60, 8, 400
+	const clients, groups, steps = 120, 8, 600 // groups of some 60: larger ones are kept in order
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("ce-type") == "wsbridge.connect" {
 			io.WriteString(w, r.Header.Get("ce-connectionid"))
@@ -78,8 +78,22 @@ func TestEveryMessageReachesTheMembersOfItsGroup(t *testing.T) {
 		return w.Code
 	}
 
+	reaches := func(want int) {
+		t.Helper()
+		r := httptest.NewRequest("POST", "/connections", strings.NewReader("all of you"))
+		r.Host = "localhost"
+		w := httptest.NewRecorder()
+		push.ServeHTTP(w, r)
+		if answer := fmt.Sprintf(`{"matched":%d,"queued":%[1]d,"dropped":0}`, want); strings.TrimSpace(w.Body.String()) != answer {
+			t.Errorf("what is sent to all is answered %s, want %s", w.Body, answer)
+		}
+	}
+
 	var all []*member
 	for i := range clients {
+		if i == clients/2 {
+			reaches(i)
+		}
 		dialer := websocket.Dialer{EnableCompression: i%3 == 0} // one group has frames of both forms
 		conn, _, err := dialer.Dial("ws://"+listener.Addr().String()+"/ws", nil)
 		if err != nil {
@@ -103,6 +117,8 @@ func TestEveryMessageReachesTheMembersOfItsGroup(t *testing.T) {
 			}
 		}()
 	}
+
+	reaches(clients)
 
 	// What each group's pusher has sent each member.
 	sent := make([]map[*member][]string, groups)
@@ -163,6 +179,7 @@ func TestEveryMessageReachesTheMembersOfItsGroup(t *testing.T) {
 	for _, m := range all { // behind all that was sent
 		call("DELETE", "/connections/"+m.id, "")
 	}
+	reaches(0)
 	stayed := 0
 	for _, m := range all {
 		<-m.done
