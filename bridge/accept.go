@@ -162,7 +162,7 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	c.mu.Lock()
 	c.kept.accepted(&c.record)
 	c.mu.Unlock()
-	b.deliver(to, options, reply.Messages, nil)
+	b.deliver(to, options, reply.Messages, nil, time.Now())
 	if why := closeFor(reply); why != nil {
 		c.end(why)
 	}

@@ -124,7 +124,7 @@ func (b *Bridge) batchLine(line []byte, failure error) func() verdict {
 	if v.status != 0 {
 		return now(v)
 	}
-	p := b.newParcel([]upstream.Payload{message}, o)
+	p := b.newParcel([]upstream.Payload{message}, o, time.Now())
 	var r result
 	if next := b.here(func() { r = b.dispatch(t, p) }); next != nil {
 		return now(next.line(line))

@@ -52,6 +52,7 @@ func (c *conn) forward(e errand) errand {
 		reply, next = c.bridge.postIn(c.bridge.ctx, e.turn)
 	}
 	owed, _ := event.Trip.(*owed)
+	now := time.Now()
 	if reply.Outcome == upstream.Withdrawn {
 		c.withdraw()
 	} else {
@@ -59,14 +60,14 @@ func (c *conn) forward(e errand) errand {
 			next.Waiter.Called(next, nil)
 			next = nil
 		}
-		c.apply(reply, owed)
+		c.apply(reply, owed, now)
 	}
 	c.mu.Lock()
 	if reply.Outcome != upstream.Withdrawn {
 		if owed != nil && !owed.carried {
 			c.answered(owed)
 		}
-		c.settle()
+		c.settle(now)
 	}
 	e = c.ask()
 	c.mu.Unlock()
@@ -89,21 +90,21 @@ func (c *conn) withdraw() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.record.Sequence--
-	c.settle()
+	c.settle(time.Now())
 	if !c.handing && !c.hasEnded() {
 		c.leaveInbox()
 	}
 }
 
-// apply does what the reply to a message says.
-func (c *conn) apply(reply *upstream.Reply, answered *owed) {
+// apply does what the reply to a message says, which has come at that time.
+func (c *conn) apply(reply *upstream.Reply, answered *owed, at time.Time) {
 	to, options, reply := c.bridge.route(c, reply)
 	why := closeFor(reply)
 	c.bridge.complain(upstream.Message, reply)
 	if reply.Outcome == upstream.Accepted {
 		c.learn(reply)
 	}
-	c.bridge.deliver(to, options, reply.Messages, answered)
+	c.bridge.deliver(to, options, reply.Messages, answered, at)
 	if why == nil {
 		return
 	}
@@ -129,8 +130,8 @@ func (c *conn) abandon() {
 }
 
 // settle counts a message as done with. The lock is held.
-func (c *conn) settle() {
+func (c *conn) settle(now time.Time) {
 	c.pending--
-	c.lastMessage.Store(time.Now().UnixNano())
+	c.lastMessage.Store(now.UnixNano())
 	c.changed.Broadcast()
 }

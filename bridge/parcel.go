@@ -40,9 +40,9 @@ const (
 	maxCollapse = 200 // bytes
 )
 
-// newParcel returns a parcel. It may be sent by one goroutine.
-func (b *Bridge) newParcel(messages []upstream.Payload, o options) *parcel {
-	p := &parcel{frames: &b.frames, messages: messages, options: o, lease: lease{in: b.keeping}}
+// newParcel returns a parcel that is sent now. It may be sent by one goroutine.
+func (b *Bridge) newParcel(messages []upstream.Payload, o options, now time.Time) *parcel {
+	p := &parcel{frames: &b.frames, messages: messages, options: o, at: now, lease: lease{in: b.keeping}}
 	if o.confirm > 0 {
 		p.receipt = b.newReceipt()
 	}
@@ -223,7 +223,6 @@ func (p *parcel) await(r result) result {
 // dispatch sends a parcel to those whom the target names now.
 func (b *Bridge) dispatch(t target, p *parcel) result {
 	var r result
-	p.at = time.Now()
 	var own [1]*conn
 	conns := own[:]
 	if own[0] = t.own; t.own == nil {
@@ -270,11 +269,11 @@ func (b *Bridge) approach(conns []*conn) {
 }
 
 // deliver sends an answer's messages, if it has any, to whom it is for, or counts them as dropped where nobody is there. What they answer is nil unless it is kept.
-func (b *Bridge) deliver(t target, o options, messages []upstream.Payload, answered *owed) {
+func (b *Bridge) deliver(t target, o options, messages []upstream.Payload, answered *owed, now time.Time) {
 	if len(messages) == 0 {
 		return
 	}
-	p := b.newParcel(messages, o)
+	p := b.newParcel(messages, o, now)
 	var r result
 	if p.own = t.own != nil; p.own {
 		p.owed = answered

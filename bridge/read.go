@@ -150,7 +150,7 @@ func (c *conn) accept(m message, why *Close) *Close {
 			c.unposted++
 		}
 		c.answered(m.owed)
-		c.settle()
+		c.settle(time.Now())
 		return why
 	}
 	c.inbox = append(c.inbox, m)

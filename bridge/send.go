@@ -133,7 +133,7 @@ func (b *Bridge) conclude(w http.ResponseWriter, r *http.Request, body []byte, v
 
 // push sends a message and returns the verdict.
 func (b *Bridge) push(t target, message upstream.Payload, o options) verdict {
-	p := b.newParcel([]upstream.Payload{message}, o)
+	p := b.newParcel([]upstream.Payload{message}, o, time.Now())
 	var r result
 	if next := b.here(func() { r = b.dispatch(t, p) }); next != nil {
 		return verdict{status: http.StatusServiceUnavailable, detail: restartingDetail}

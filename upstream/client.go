@@ -252,7 +252,7 @@ func (c *Client) roundTrip(ctx context.Context, request []byte, start time.Time,
 		}
 		line.begin(ctx, deadline)
 		answer, body, err := line.exchange(request, c.config.MaxAnswer)
-		interrupted := line.isInterrupted()
+		interrupted := line.interrupted.Load()
 		untaken := line.untaken(err)
 		if err == nil && !interrupted && line.reusable(answer, time.Now()) {
 			c.pool.put(line)

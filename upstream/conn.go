@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -51,7 +52,7 @@ type conn struct {
 	mu          sync.Mutex      // guards the following
 	watched     context.Context // ends what is under way
 	unwatch     func() bool     // no more
-	interrupted bool            // it has ended
+	interrupted atomic.Bool     // it has ended, or is about to end what is under way; set under the lock
 
 	told  bool      // the kernel tells what its peer has acknowledged
 	since time.Time // it is idle since
@@ -88,10 +89,11 @@ func (c *conn) begin(ctx context.Context, deadline time.Time) {
 		if c.unwatch != nil {
 			c.unwatch()
 		}
-		c.watched, c.interrupted = ctx, false
+		c.watched = ctx
+		c.interrupted.Store(false)
 		c.unwatch = context.AfterFunc(ctx, func() { c.interrupt(ctx) })
 	}
-	if !c.interrupted {
+	if !c.interrupted.Load() {
 		c.SetDeadline(deadline)
 	}
 }
@@ -101,16 +103,9 @@ func (c *conn) interrupt(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.watched == ctx {
-		c.interrupted = true
+		c.interrupted.Store(true)
 		c.SetDeadline(time.Unix(1, 0))
 	}
-}
-
-// isInterrupted reports whether the context has ended what was under way, or is about to.
-func (c *conn) isInterrupted() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.interrupted
 }
 
 // Close closes the connection.

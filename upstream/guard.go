@@ -140,6 +140,9 @@ func (c caller) Called(_ *Turn, none *Reply) { c <- none }
 func (g *guard) ask(t *Turn) (given bool, none *Reply) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if t.unwatch == nil {
+		g.watch(t.ctx)
+	}
 	switch {
 	case t.ctx.Err() != nil:
 		return false, g.refusal(context.Cause(t.ctx))
@@ -160,10 +163,8 @@ func (g *guard) ask(t *Turn) (given bool, none *Reply) {
 	return false, nil
 }
 
-// watch lets what waits with the context end with it. To watch it for each event would cost more than its turn.
+// watch lets what waits with the context end with it. To watch it for each event would cost more than its turn. The lock is held.
 func (g *guard) watch(ctx context.Context) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	if g.watched == ctx {
 		return
 	}
