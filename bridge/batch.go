@@ -16,9 +16,6 @@ import (
 	"wsbridge/upstream"
 )
 
-// pendingVerdicts is how many lines of a batch may be sent while the verdict on an earlier one is still out, since a client's word is waited for.
-const pendingVerdicts = 256
-
 // batchLine is one line of a batch.
 type batchLine struct {
 	To       string  `json:"to"`
@@ -28,14 +25,6 @@ type batchLine struct {
 	Collapse *string `json:"collapse"`
 	Confirm  *string `json:"confirm"`
 	Except   any     `json:"except"` // ids with commas between them, or a list of them
-}
-
-// batchVerdict is the answer to one line.
-type batchVerdict struct {
-	Status int `json:"status"`
-	*result
-	Detail string `json:"detail,omitempty"`
-	Field  string `json:"field,omitempty"`
 }
 
 // pushBatch sends a message for each line of the request, and answers each with a line, in their order. Both are streams: a line is sent when it has come,
@@ -59,33 +48,38 @@ func (b *Bridge) pushBatch(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Cache-Control", "no-store")
 
-	verdicts := make(chan func() verdict, pendingVerdicts)
+	answers := newBatchAnswers()
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
-		encoder := json.NewEncoder(w)
-		for wait := range verdicts {
-			v := wait()
-			encoder.Encode(batchVerdict{v.status, v.result, v.detail, v.field})
-			if len(verdicts) == 0 {
-				control.Flush()
-			}
-		}
+		answers.write(w, control)
 	}()
 	// A message of the largest size as base64 or with every byte escaped, and what stands around it.
 	lines := bufio.NewReaderSize(r.Body, 64<<10)
 	limit := b.config.PushMaxBody*6 + 16<<10
+	var verdicts []pendingVerdict // of lines that came together: to hand each to who writes would be waking it, and a write, for each
 	for {
+		if len(verdicts) == batchTogether || len(verdicts) > 0 && !lineAtHand(lines) {
+			answers.add(verdicts)
+			verdicts = nil
+		}
 		line, err := readLine(lines, limit)
 		if len(bytes.TrimSpace(line)) > 0 || errors.Is(err, errLongLine) {
-			verdicts <- b.batchLine(line, err)
+			verdicts = append(verdicts, b.batchLine(line, err))
 		}
 		if err != nil && !errors.Is(err, errLongLine) {
 			break
 		}
 	}
-	close(verdicts)
+	answers.add(verdicts)
+	answers.end()
 	<-written
+}
+
+// lineAtHand reports whether the next line can be read without waiting.
+func lineAtHand(r *bufio.Reader) bool {
+	next, _ := r.Peek(r.Buffered())
+	return bytes.IndexByte(next, '\n') >= 0
 }
 
 var errLongLine = errors.New("the line is too long")
@@ -111,9 +105,9 @@ func readLine(r *bufio.Reader, limit int64) ([]byte, error) {
 	}
 }
 
-// batchLine sends what a line says, and returns who knows the verdict when there is one.
-func (b *Bridge) batchLine(line []byte, failure error) func() verdict {
-	now := func(v verdict) func() verdict { return func() verdict { return v } }
+// batchLine sends what a line says, and returns the verdict, or what it will come from.
+func (b *Bridge) batchLine(line []byte, failure error) pendingVerdict {
+	now := func(v verdict) pendingVerdict { return pendingVerdict{verdict: v} }
 	if failure != nil && !errors.Is(failure, io.EOF) {
 		if errors.Is(failure, errLongLine) {
 			return now(verdict{status: http.StatusRequestEntityTooLarge, detail: "the line is too long for a message of WSBRIDGE_PUSH_MAX_BODY"})
@@ -134,7 +128,7 @@ func (b *Bridge) batchLine(line []byte, failure error) func() verdict {
 	}
 	done := make(chan verdict, 1)
 	go func() { done <- b.verdict(t, p.await(r)) }() // ends with the confirmation's time
-	return func() verdict { return <-done }
+	return pendingVerdict{later: done}
 }
 
 // parseLine reads a line. A verdict with a status says what is wrong with it.
@@ -206,13 +200,17 @@ func plainLine(line []byte) (l batchLine, ok bool) {
 		return found
 	}
 	text := func() (string, bool) {
-		end := bytes.IndexByte(line, '"')
-		if end < 0 || bytes.IndexByte(line[:end], '\\') >= 0 || bytes.ContainsFunc(line[:end], func(r rune) bool { return r < ' ' }) {
-			return "", false
+		for i, b := range line {
+			switch {
+			case b == '"':
+				s := string(line[:i])
+				line = line[i+1:]
+				return s, true
+			case b == '\\' || b < ' ':
+				return "", false
+			}
 		}
-		s := string(line[:end])
-		line = line[end+1:]
-		return s, true
+		return "", false
 	}
 	if !next("{") || !next(`"to"`) || !next(":") || !next(`"`) {
 		return batchLine{}, false

@@ -3,7 +3,10 @@ package bridge
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -440,6 +443,77 @@ func TestABatchGoesOnWhileAConfirmationIsWaitedFor(t *testing.T) {
 			t.Errorf("got = %d after %s, want a hundred times 504 after 5s:\n%s", status, took, body)
 		}
 	})
+}
+
+// flushed is a response of which only what has been flushed is seen.
+type flushed struct {
+	recorder
+	seen string
+}
+
+func (f *flushed) Flush() { f.seen = f.body.String() }
+
+// A batch and its answer are streams: what is known of the lines that have come is said before another comes, in their order.
+func TestABatchIsAnsweredAsItComes(t *testing.T) {
+	inBubble(t, nil, func(b *bubble) {
+		b.dial() // reads nothing
+		id := b.ids()[0]
+		body, batch := io.Pipe()
+		r := httptest.NewRequest("POST", "/batch", body)
+		r.Host = "localhost"
+		w := &flushed{recorder: recorder{header: http.Header{}}}
+		done := make(chan struct{})
+		go func() {
+			b.push.ServeHTTP(w, r)
+			close(done)
+		}()
+		plain := fmt.Sprintf(`{"to":"/connections/%s","body":"x"}`+"\n", id)
+		confirm := fmt.Sprintf(`{"to":"/connections/%s","body":"x","confirm":"5s"}`+"\n", id)
+		says := func(lines string, want ...int) {
+			t.Helper()
+			io.WriteString(batch, lines)
+			synctest.Wait()
+			got := []int{}
+			for line := range strings.Lines(w.seen) {
+				var v batchVerdict
+				json.Unmarshal([]byte(line), &v)
+				got = append(got, v.Status)
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("answered %v by now, want %v", got, want)
+			}
+		}
+		says(plain, 202)
+		says(plain[:10], 202)
+		says(plain[10:], 202, 202)
+		says(plain+confirm, 202, 202, 202)
+		says(plain, 202, 202, 202)
+		time.Sleep(5 * time.Second)
+		says("", 202, 202, 202, 504, 202)
+
+		// Too many that wait stop the reading.
+		before := b.sentTo(id)
+		io.WriteString(batch, strings.Repeat(confirm, 3*pendingVerdicts))
+		synctest.Wait()
+		if n := b.sentTo(id) - before; n < pendingVerdicts || n > pendingVerdicts+batchTogether {
+			t.Errorf("%d lines have been sent while the first is waited for, want %d", n, pendingVerdicts)
+		}
+		batch.Close()
+		<-done
+		if n := b.sentTo(id) - before; n != 3*pendingVerdicts || strings.Count(w.body.String(), `{"status":504,`) != n+1 {
+			t.Errorf("%d lines have been sent and %d answered, want %d", n, strings.Count(w.body.String(), `{"status":504,`)-1, 3*pendingVerdicts)
+		}
+	})
+}
+
+// sentTo returns how many messages a connection has been sent, or is to be.
+func (b *bubble) sentTo(id string) int {
+	var s struct {
+		Queue       struct{ Messages int }
+		MessagesOut int `json:"messages_out"`
+	}
+	json.Unmarshal(b.call("GET", "/connections/"+id, "").Body.Bytes(), &s)
+	return s.Queue.Messages + s.MessagesOut
 }
 
 func TestAnAnswerMayGoToAGroupAUserOrAll(t *testing.T) {
