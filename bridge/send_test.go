@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -448,10 +449,10 @@ func TestABatchGoesOnWhileAConfirmationIsWaitedFor(t *testing.T) {
 // flushed is a response of which only what has been flushed is seen.
 type flushed struct {
 	recorder
-	seen string
+	seen atomic.Value // string
 }
 
-func (f *flushed) Flush() { f.seen = f.body.String() }
+func (f *flushed) Flush() { f.seen.Store(f.body.String()) }
 
 // A batch and its answer are streams: what is known of the lines that have come is said before another comes, in their order.
 func TestABatchIsAnsweredAsItComes(t *testing.T) {
@@ -474,7 +475,8 @@ func TestABatchIsAnsweredAsItComes(t *testing.T) {
 			io.WriteString(batch, lines)
 			synctest.Wait()
 			got := []int{}
-			for line := range strings.Lines(w.seen) {
+			seen, _ := w.seen.Load().(string)
+			for line := range strings.Lines(seen) {
 				var v batchVerdict
 				json.Unmarshal([]byte(line), &v)
 				got = append(got, v.Status)
