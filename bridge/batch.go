@@ -127,7 +127,8 @@ func (b *Bridge) batchLine(line []byte, failure error) pendingVerdict {
 		return now(b.verdict(t, p.await(r)))
 	}
 	done := make(chan verdict, 1)
-	go func() { done <- b.verdict(t, p.await(r)) }() // ends with the confirmation's time
+	word := parcel{options: o, receipt: p.receipt}      // and not p, which else would be garbage for each line
+	go func() { done <- b.verdict(t, word.await(r)) }() // ends with the confirmation's time
 	return pendingVerdict{later: done}
 }
 

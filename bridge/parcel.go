@@ -22,8 +22,8 @@ type parcel struct {
 	at      time.Time      // it is sent
 	own     bool           // it goes to the connection that it answers
 	sentNow int            // to how many at once, without a writer
-	plain   *frame         // for connections without compression
-	packed  map[int]*frame // for the others, by the window their client allows
+	plain   frame         // for connections without compression; without a wire it has not been built
+	packed  map[int]frame // for the others, by the window their client allows
 }
 
 // options are what a push may ask for beyond being sent.
@@ -52,32 +52,33 @@ func (b *Bridge) newParcel(messages []upstream.Payload, o options, now time.Time
 // frame returns the parcel's frame for connections whose client allows a window of so many bits.
 func (p *parcel) frame(window int) frame {
 	if window == 0 {
-		if p.plain == nil {
+		if p.plain.wire == nil {
 			p.plain = p.build(0)
 		}
-		return *p.plain
+		return p.plain
 	}
-	f := p.packed[window]
-	if f == nil {
+	f, built := p.packed[window]
+	if !built {
 		if p.packed == nil {
-			p.packed = map[int]*frame{}
+			p.packed = map[int]frame{}
 		}
 		f = p.build(window)
 		p.packed[window] = f
 	}
-	return *f
+	return f
 }
 
-func (p *parcel) build(window int) *frame {
+func (p *parcel) build(window int) frame {
 	f := p.frames.build(p.messages, window)
 	if p.collapse != "" || !p.until.IsZero() {
-		f.terms = &p.options
+		terms := p.options // of its own, so that a parcel need not outlive its sending
+		f.terms = &terms
 	}
 	if p.receipt != nil {
 		f.receipt = p.receipt
 		f.wire = controlFrame(f.wire, opPing, p.receipt.ping[:]) // in one piece with the message: who loses that, loses this
 	}
-	return &f
+	return f
 }
 
 // target is whom a send route names.

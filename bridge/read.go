@@ -153,6 +153,9 @@ func (c *conn) accept(m message, why *Close) *Close {
 		c.settle(time.Now())
 		return why
 	}
+	if c.inbox == nil {
+		c.inbox = c.first[:0]
+	}
 	c.inbox = append(c.inbox, m)
 	c.inboxBytes += m.cost()
 	if !c.forwarding {

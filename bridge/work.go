@@ -13,6 +13,7 @@ type work struct {
 	changes []func()       // to what the connection is, that wait until it has arrived
 
 	inbox      []message
+	first      [1]message // where the inbox begins: mostly it has one
 	inboxBytes int64
 	pending    int32   // messages read and not settled: in the inbox, under way, or held by the rate
 	unposted   int32   // messages that were not posted, since the one before them ended the connection

@@ -132,7 +132,8 @@ func (r *Reply) controls(header fields, contentType string, binary bool, body []
 func (r *Reply) messages(shape, contentType string, binary bool, body []byte) error {
 	switch shape {
 	case "one":
-		r.Messages = []Payload{NewPayload(contentType, binary, body)}
+		r.only[0] = NewPayload(contentType, binary, body)
+		r.Messages = r.only[:]
 	case "lines":
 		for line := range bytes.Lines(body) {
 			if ended, ok := bytes.CutSuffix(line, []byte("\n")); ok {

@@ -25,6 +25,8 @@ type Event struct {
 	Goodbye      *Goodbye   // on disconnect
 	Handshake    *Handshake // of the connection
 	Trip         Trip       `json:"-"` // hears how the event fares, where it is not nil
+
+	turn Turn // that is asked for by Ask
 }
 
 // Trip hears how an event fares on its way: what must be known of it if this process is killed meanwhile.
@@ -114,6 +116,8 @@ type Reply struct {
 	// Of a refused handshake: what the client is shown.
 	Header http.Header
 	Body   []byte
+
+	only [1]Payload // where Messages is one, as it mostly is
 }
 
 // Close is a close frame that the backend asks for.
