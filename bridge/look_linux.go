@@ -97,9 +97,9 @@ func (m *letter) receive(fd int, p []byte, kept bool) (n int, unread int64, agai
 
 // tellsUnread makes the kernel say with what is read how much is left, as it does for TCP (since Linux 4.18).
 func tellsUnread(raw syscall.RawConn) bool {
-	var err error
-	failed := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_INQ, 1) })
-	return err == nil && failed == nil
+	ok := false
+	failed := raw.Control(func(fd uintptr) { ok = setOption(int(fd), unix.IPPROTO_TCP, unix.TCP_INQ, 1) })
+	return ok && failed == nil
 }
 
 // skipped is where bytes go that have been looked at before. Nobody reads it.
@@ -168,14 +168,12 @@ func dropBytes(fd, n int, tcp bool) {
 // positions returns how many bytes have been taken from a TCP socket and given to it since it was connected; those of another kind are not known.
 func positions(fd int) (received, written uint64, tcp bool) {
 	for {
-		before, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err != nil {
+		var before, after unix.TCPInfo
+		if !optionInto(fd, unix.IPPROTO_TCP, unix.TCP_INFO, unsafe.Pointer(&before), unsafe.Sizeof(before)) {
 			return 0, 0, false
 		}
-		unread, _ := unix.IoctlGetInt(fd, unix.SIOCINQ)
-		unsent, _ := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
-		after, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err != nil {
+		unread, unsent := waiting(fd, unix.SIOCINQ), waiting(fd, unix.SIOCOUTQ)
+		if !optionInto(fd, unix.IPPROTO_TCP, unix.TCP_INFO, unsafe.Pointer(&after), unsafe.Sizeof(after)) {
 			return 0, 0, false
 		}
 		// What arrives between the calls would be counted on one side alone.
@@ -194,32 +192,31 @@ func positions(fd int) (received, written uint64, tcp bool) {
 // always leaves a window. One that can't be asked (before Linux 4.12) is taken for full.
 func bufferFull(fd int) bool {
 	var memory [9]uint32 // SK_MEMINFO_RMEM_ALLOC, SK_MEMINFO_RCVBUF, …
-	size := uint32(unsafe.Sizeof(memory))
-	_, _, failure := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO, uintptr(unsafe.Pointer(&memory)), uintptr(unsafe.Pointer(&size)), 0)
-	return failure != 0 || memory[0] > memory[1]/2
+	ok := optionInto(fd, unix.SOL_SOCKET, unix.SO_MEMINFO, unsafe.Pointer(&memory), unsafe.Sizeof(memory))
+	return !ok || memory[0] > memory[1]/2
 }
 
 // growBuffer doubles the socket's receive buffer, up to that size. It reports whether it has grown.
 func growBuffer(fd, most int) bool {
-	size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
-	return err == nil && size < most && receiveBuffer(fd, min(2*size, most)/2) > size
+	size, ok := option(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	return ok && size < most && receiveBuffer(fd, min(2*size, most)/2) > size
 }
 
 // countsBytes reports whether the kernel counts a socket's bytes: it is one of TCP.
 func countsBytes(fd int) bool {
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-	return err == nil && domain != unix.AF_UNIX
+	domain, ok := option(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	return ok && domain != unix.AF_UNIX
 }
 
 // lookFrom makes the kernel remember where we look, beginning behind so many bytes. It returns false where it can't.
 func lookFrom(fd, ahead int) bool {
-	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, ahead) == nil
+	return setOption(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, ahead)
 }
 
 // receiveBuffer sets the size of the socket's receive buffer, and returns what it is now, which is twice that and may be less.
 func receiveBuffer(fd, size int) int {
-	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, size)
-	size, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	setOption(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, size)
+	size, _ = option(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
 	return size
 }
 
@@ -255,7 +252,11 @@ func closeKept(fd int) {
 // duplicate returns another descriptor of the socket, or one below 0.
 func duplicate(raw syscall.RawConn) (fd int) {
 	fd = -1
-	raw.Control(func(of uintptr) { fd, _ = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
+	raw.Control(func(of uintptr) {
+		if copied, _, failure := unix.RawSyscall(unix.SYS_FCNTL, of, unix.F_DUPFD_CLOEXEC, 0); failure == 0 {
+			fd = int(copied)
+		}
+	})
 	return fd
 }
 

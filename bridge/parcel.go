@@ -19,9 +19,9 @@ type parcel struct {
 	receipt *receipt
 	owed    *owed // the message that it answers, where that is kept
 	lease   lease
-	at      time.Time      // it is sent
-	own     bool           // it goes to the connection that it answers
-	sentNow int            // to how many at once, without a writer
+	at      time.Time     // it is sent
+	own     bool          // it goes to the connection that it answers
+	sentNow int           // to how many at once, without a writer
 	plain   frame         // for connections without compression; without a wire it has not been built
 	packed  map[int]frame // for the others, by the window their client allows
 }

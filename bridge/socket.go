@@ -163,7 +163,12 @@ func (s *socket) open(p []byte) (int, error) {
 	c.mu.Lock()
 	c.kept.begin(p, nil, nil)
 	c.mu.Unlock()
-	n, err := s.Conn.Write(p)
+	n, err := s.tryWrite(p), error(nil)
+	if n < len(p) {
+		var more int
+		more, err = s.Conn.Write(p[n:])
+		n += more
+	}
 	if err == nil && c.kept != nil {
 		c.mu.Lock()
 		c.kept.opens()

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,7 +75,8 @@ type handBack struct {
 // line is one end of a link.
 type line struct {
 	*net.UnixConn
-	send sync.Mutex
+	raw  syscall.RawConn
+	send sync.Mutex // guards the following
 	out  []byte
 }
 
@@ -91,7 +93,8 @@ func newLine(fd int) (*line, error) {
 		conn.Close()
 		return nil, errors.New("it is no unix socket")
 	}
-	return &line{UnixConn: link}, nil
+	raw, err := link.SyscallConn()
+	return &line{UnixConn: link, raw: raw}, err
 }
 
 // linkPair returns the two ends of a link, as descriptors.
@@ -114,11 +117,26 @@ func (l *line) write(p packet) error {
 	l.out = binary.LittleEndian.AppendUint32(l.out, p.a)
 	l.out = binary.LittleEndian.AppendUint32(l.out, p.b)
 	l.out = append(l.out, p.body...)
-	var rights []byte
+	piece := unix.Iovec{Base: &l.out[0]}
+	piece.SetLen(len(l.out))
+	header := unix.Msghdr{Iov: &piece}
+	header.SetIovlen(1)
 	if len(p.fds) > 0 {
-		rights = unix.UnixRights(p.fds...)
+		rights := unix.UnixRights(p.fds...)
+		header.Control = &rights[0]
+		header.SetControllen(len(rights))
 	}
-	_, _, err := l.WriteMsgUnix(l.out, rights, nil)
+	// Go's scheduler is not told of the call, since it does not wait: see what the bridge says of that.
+	var failure syscall.Errno
+	err := l.raw.Write(func(fd uintptr) bool {
+		for failure = unix.EINTR; failure == unix.EINTR; {
+			_, _, failure = unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&header)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		}
+		return failure != unix.EAGAIN
+	})
+	if err == nil && failure != 0 {
+		err = os.NewSyscallError("sendmsg", failure)
+	}
 	return err
 }
 
