@@ -183,6 +183,21 @@ func BenchmarkConnect(b *testing.B) {
 	})
 }
 
+// BenchmarkOpening prints how many connections a second are opened, as fast as the load generator beside them on the same processors gets on.
+func BenchmarkOpening(b *testing.B) {
+	const clients = 19_000
+	bed := newBed(b)
+	compare(b, "opening", "connections", fmt.Sprint(clients), []string{"wsbridge", "nchan", "gorilla"}, "opened/s", func(kind string) float64 {
+		s := bed.start(b, kind)
+		defer s.stop()
+		began := time.Now()
+		f := dial(b, s, clients, 0, s.url)
+		took := time.Since(began)
+		f.close()
+		return clients / took.Seconds()
+	})
+}
+
 // growth returns the memory of one connection, in KiB.
 func growth(b *testing.B, bed *bed, kind string, clients int) float64 {
 	b.Helper()
