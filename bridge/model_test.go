@@ -119,6 +119,10 @@ func TestEveryMessageReachesTheMembersOfItsGroup(t *testing.T) {
 	}
 
 	reaches(clients)
+	if status := call("GET", "/connections?after="+all[clients/2].id, ""); status != http.StatusOK { // which leaves the list as it is
+		t.Errorf("GET /connections: %d", status)
+	}
+	reaches(clients)
 
 	// What each group's pusher has sent each member.
 	sent := make([]map[*member][]string, groups)

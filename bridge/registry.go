@@ -250,7 +250,7 @@ func (g *registry) count() int {
 
 // after returns those of a user's, a group's or all connections whose ids sort behind id, oldest first.
 func (g *registry) after(t target, id string) []*conn {
-	conns := slices.DeleteFunc(g.members(t), func(c *conn) bool { return c.id <= id })
+	conns := slices.DeleteFunc(slices.Clone(g.members(t)), func(c *conn) bool { return c.id <= id })
 	slices.SortFunc(conns, func(a, b *conn) int { return strings.Compare(a.id, b.id) })
 	return conns
 }

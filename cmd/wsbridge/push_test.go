@@ -686,7 +686,7 @@ func TestConnectionsAreListedToTheLastPage(t *testing.T) {
 			want++ // the header
 		}
 		if r.code != 0 || len(seen) != want || strings.Count(r.stdout, "\n") != want {
-			t.Errorf("%q: exit code %d, %d lines, %d of them different, want %d", args, r.code, strings.Count(r.stdout, "\n"), len(seen), want)
+			t.Errorf("%q: exit code %d, %d lines, %d of them different, want %d; %s", args, r.code, strings.Count(r.stdout, "\n"), len(seen), want, r.stderr)
 		}
 	}
 }
