@@ -34,7 +34,7 @@ type member struct {
 // Joins, leaves, sends and closes at random, by many pushers at once over real sockets: every message reaches exactly the members that its group has
 // at that moment, once, in the order of its pusher. Each group has one pusher, which therefore knows who its members are.
 func TestEveryMessageReachesTheMembersOfItsGroup(t *testing.T) {
-	const clients, groups, steps = 100, 8, 400 // groups of some 60: larger ones are kept in order
+	const clients, groups, steps = 100, 8, 250 // groups of some 60: larger ones are kept in order
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("ce-type") == "wsbridge.connect" {
 			io.WriteString(w, r.Header.Get("ce-connectionid"))
