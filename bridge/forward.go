@@ -23,7 +23,7 @@ func (c *conn) ask() errand {
 	c.inbox = c.inbox[1:]
 	c.inboxBytes -= m.cost()
 	if len(c.inbox) == 0 {
-		c.inbox = nil
+		c.inbox, c.first[0] = nil, message{} // which an inbox that has grown has left behind
 	}
 	event := c.record.event(upstream.Message, m.position+1, m.at)
 	event.Body = m.body
