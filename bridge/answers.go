@@ -28,13 +28,14 @@ type pendingVerdict struct {
 	later <-chan verdict // or nil
 }
 
-// batchAnswers are the verdicts on a batch's lines on their way to who sent it.
+// batchAnswers are the verdicts on a batch's lines on their way to who sent it. Those on lines that come together are written together: to wake who writes for each,
+// which mostly is faster than the lines, would be a write for each as well.
 type batchAnswers struct {
 	mu      sync.Mutex // guards the following
 	changed sync.Cond
 	queue   []pendingVerdict
-	out     int // of those that were added: not written yet
-	over    bool
+	due     bool // what is queued is to be written
+	over    bool // no more are added
 }
 
 func newBatchAnswers() *batchAnswers {
@@ -43,16 +44,23 @@ func newBatchAnswers() *batchAnswers {
 	return a
 }
 
-// add queues verdicts, behind which nothing may come for a while. It waits where too many are out.
-func (a *batchAnswers) add(verdicts []pendingVerdict) {
+// add queues a verdict, and waits where too many are queued.
+func (a *batchAnswers) add(v pendingVerdict) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for a.out >= pendingVerdicts {
+	if a.queue = append(a.queue, v); len(a.queue) >= batchTogether {
+		a.fallsDue()
+	}
+	for len(a.queue) >= pendingVerdicts {
 		a.changed.Wait()
 	}
-	a.queue = append(a.queue, verdicts...)
-	a.out += len(verdicts)
-	a.changed.Broadcast()
+}
+
+// pause says that nothing more may be added for a while.
+func (a *batchAnswers) pause() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.fallsDue()
 }
 
 // end says that no more are added.
@@ -60,43 +68,52 @@ func (a *batchAnswers) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.over = true
+	a.fallsDue()
+}
+
+// fallsDue lets what is queued be written. The lock is held.
+func (a *batchAnswers) fallsDue() {
+	a.due = len(a.queue) > 0
 	a.changed.Broadcast()
 }
 
-// next returns the verdicts that are queued, behind so many that have been written, or none when there are no more.
-func (a *batchAnswers) next(written int) []pendingVerdict {
+// next returns the next verdict, once it is due, and whether it is the last of those. It returns false when there are no more.
+func (a *batchAnswers) next() (v pendingVerdict, last, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.out -= written
-	a.changed.Broadcast()
-	for len(a.queue) == 0 && !a.over {
+	for !a.due {
+		if a.over {
+			return pendingVerdict{}, true, false
+		}
 		a.changed.Wait()
 	}
-	queue := a.queue
-	a.queue = nil
-	return queue
+	v, a.queue[0] = a.queue[0], pendingVerdict{}
+	if a.queue = a.queue[1:]; len(a.queue) == 0 {
+		a.queue, a.due = nil, false
+	}
+	if len(a.queue) == pendingVerdicts-1 {
+		a.changed.Broadcast() // there is room
+	}
+	return v, !a.due, true
 }
 
 // write writes the verdicts as they come, in their order, and returns behind the last. None that is known waits for one that is not.
 func (a *batchAnswers) write(w http.ResponseWriter, control *http.ResponseController) {
-	var lines []byte
-	for verdicts := a.next(0); len(verdicts) > 0; verdicts = a.next(len(verdicts)) {
-		for _, v := range verdicts {
-			if v.later != nil {
-				select {
-				case v.verdict = <-v.later:
-				default:
-					w.Write(lines)
-					control.Flush()
-					lines = lines[:0]
-					v.verdict = <-v.later
-				}
+	var line []byte
+	for v, last, ok := a.next(); ok; v, last, ok = a.next() {
+		if v.later != nil {
+			select {
+			case v.verdict = <-v.later:
+			default:
+				control.Flush()
+				v.verdict = <-v.later
 			}
-			lines = v.appendLine(lines)
 		}
-		w.Write(lines)
-		control.Flush()
-		lines = lines[:0]
+		line = v.appendLine(line[:0])
+		w.Write(line)
+		if last {
+			control.Flush()
+		}
 	}
 }
 

@@ -57,21 +57,18 @@ func (b *Bridge) pushBatch(w http.ResponseWriter, r *http.Request) {
 	// A message of the largest size as base64 or with every byte escaped, and what stands around it.
 	lines := bufio.NewReaderSize(r.Body, 64<<10)
 	limit := b.config.PushMaxBody*6 + 16<<10
-	var verdicts []pendingVerdict // of lines that came together: to hand each to who writes would be waking it, and a write, for each
 	for {
-		if len(verdicts) == batchTogether || len(verdicts) > 0 && !lineAtHand(lines) {
-			answers.add(verdicts)
-			verdicts = nil
+		if !lineAtHand(lines) {
+			answers.pause()
 		}
 		line, err := readLine(lines, limit)
 		if len(bytes.TrimSpace(line)) > 0 || errors.Is(err, errLongLine) {
-			verdicts = append(verdicts, b.batchLine(line, err))
+			answers.add(b.batchLine(line, err))
 		}
 		if err != nil && !errors.Is(err, errLongLine) {
 			break
 		}
 	}
-	answers.add(verdicts)
 	answers.end()
 	<-written
 }
@@ -124,11 +121,11 @@ func (b *Bridge) batchLine(line []byte, failure error) pendingVerdict {
 		return now(next.line(line))
 	}
 	if o.confirm == 0 {
-		return now(b.verdict(t, p.await(r)))
+		return now(b.verdict(t, r))
 	}
 	done := make(chan verdict, 1)
-	word := parcel{options: o, receipt: p.receipt}      // and not p, which else would be garbage for each line
-	go func() { done <- b.verdict(t, word.await(r)) }() // ends with the confirmation's time
+	receipt := p.receipt                                                  // and not p, which would be garbage for each line, with a receipt or without
+	go func() { done <- b.verdict(t, r.confirmed(receipt, o.confirm)) }() // ends with the confirmation's time
 	return pendingVerdict{later: done}
 }
 

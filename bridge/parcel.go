@@ -212,10 +212,10 @@ func (b *Bridge) members(t target) []*conn {
 	return nil
 }
 
-// await completes the result of a parcel that asks for the clients' word.
-func (p *parcel) await(r result) result {
-	if p.receipt != nil && !r.opening {
-		confirmed, left := p.receipt.wait(p.confirm)
+// confirmed completes the result of a sending that asks for the clients' word. Without a receipt none is asked for.
+func (r result) confirmed(by *receipt, within time.Duration) result {
+	if by != nil && !r.opening {
+		confirmed, left := by.wait(within)
 		r.Confirmed, r.left = &confirmed, left
 	}
 	return r

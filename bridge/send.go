@@ -138,7 +138,7 @@ func (b *Bridge) push(t target, message upstream.Payload, o options) verdict {
 	if next := b.here(func() { r = b.dispatch(t, p) }); next != nil {
 		return verdict{status: http.StatusServiceUnavailable, detail: restartingDetail}
 	}
-	return b.verdict(t, p.await(r))
+	return b.verdict(t, r.confirmed(p.receipt, o.confirm))
 }
 
 // verdict judges and counts.

@@ -163,7 +163,8 @@ func (s *socket) open(p []byte) (int, error) {
 	c.mu.Lock()
 	c.kept.begin(p, nil, nil)
 	c.mu.Unlock()
-	n, err := s.tryWrite(p), error(nil)
+	var err error
+	n := s.tryWrite(p)
 	if n < len(p) {
 		var more int
 		more, err = s.Conn.Write(p[n:])

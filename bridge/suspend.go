@@ -26,7 +26,7 @@ func (b *Bridge) Suspend(next http.RoundTripper) (posts int) {
 	b.serving.Store(false)
 	b.upstream.Withdraw()
 	b.releaseGoodbyes()
-	for _, c := range b.registry.members(target{kind: toAll}) {
+	for _, c := range b.registry.all() { // in no order, which clients would wait for
 		c.suspend()
 	}
 	k.mu.Lock()

@@ -25,8 +25,6 @@ type Event struct {
 	Goodbye      *Goodbye   // on disconnect
 	Handshake    *Handshake // of the connection
 	Trip         Trip       `json:"-"` // hears how the event fares, where it is not nil
-
-	turn Turn // that is asked for by Ask
 }
 
 // Trip hears how an event fares on its way: what must be known of it if this process is killed meanwhile.

@@ -42,10 +42,9 @@ func (c *Client) Post(ctx context.Context, e *Event) *Reply {
 }
 
 // Ask asks for an event's turn. If it is there at once it is given. Otherwise there is a reply if it won't come, or the waiter is called, once: by another event's
-// PostIn, say. A waiter may wait for one turn at a time, and an event has one. ctx is that of nearly all events.
+// PostIn, say. A waiter may wait for one turn at a time. ctx is that of nearly all events.
 func (c *Client) Ask(ctx context.Context, e *Event, waiter Waiter) (turn *Turn, given bool, none *Reply) {
-	turn = &e.turn
-	*turn = Turn{Event: e, Waiter: waiter, ctx: ctx}
+	turn = &Turn{Event: e, Waiter: waiter, ctx: ctx}
 	given, none = c.guard.ask(turn)
 	return turn, given, none
 }
