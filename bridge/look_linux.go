@@ -38,22 +38,6 @@ func lookAt(fd int, p []byte) (n int, again bool, err error) {
 	return recv(fd, p, unix.MSG_PEEK|unix.MSG_DONTWAIT)
 }
 
-// recv is recv(2), without telling Go's scheduler, since it does not wait.
-func recv(fd int, p []byte, flags uintptr) (n int, again bool, err error) {
-	for {
-		n, _, failure := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), flags, 0, 0)
-		switch failure {
-		case 0:
-			return int(n), false, nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, true, nil
-		default:
-			return 0, false, os.NewSyscallError("recv", failure)
-		}
-	}
-}
-
 // letter is what recvmsg(2) is called with, and gives: made anew it would be garbage for each message.
 type letter struct {
 	header unix.Msghdr
