@@ -34,6 +34,7 @@ type batchAnswers struct {
 	mu      sync.Mutex // guards the following
 	changed sync.Cond
 	queue   []pendingVerdict
+	at      int  // where the first of them is
 	due     bool // what is queued is to be written
 	over    bool // no more are added
 }
@@ -48,10 +49,13 @@ func newBatchAnswers() *batchAnswers {
 func (a *batchAnswers) add(v pendingVerdict) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.queue = append(a.queue, v); len(a.queue) >= batchTogether {
+	if len(a.queue) == cap(a.queue) && a.at > 0 { // the room of those that are gone is used again
+		a.queue, a.at = a.queue[:copy(a.queue, a.queue[a.at:])], 0
+	}
+	if a.queue = append(a.queue, v); a.queued() >= batchTogether {
 		a.fallsDue()
 	}
-	for len(a.queue) >= pendingVerdicts {
+	for a.queued() >= pendingVerdicts {
 		a.changed.Wait()
 	}
 }
@@ -71,9 +75,12 @@ func (a *batchAnswers) end() {
 	a.fallsDue()
 }
 
-// fallsDue lets what is queued be written. The lock is held.
+// queued returns how many there are. The lock is held, here and in what follows.
+func (a *batchAnswers) queued() int { return len(a.queue) - a.at }
+
+// fallsDue lets what is queued be written.
 func (a *batchAnswers) fallsDue() {
-	a.due = len(a.queue) > 0
+	a.due = a.queued() > 0
 	a.changed.Broadcast()
 }
 
@@ -87,11 +94,11 @@ func (a *batchAnswers) next() (v pendingVerdict, last, ok bool) {
 		}
 		a.changed.Wait()
 	}
-	v, a.queue[0] = a.queue[0], pendingVerdict{}
-	if a.queue = a.queue[1:]; len(a.queue) == 0 {
-		a.queue, a.due = nil, false
+	v, a.queue[a.at] = a.queue[a.at], pendingVerdict{}
+	if a.at++; a.queued() == 0 {
+		a.queue, a.at, a.due = a.queue[:0], 0, false
 	}
-	if len(a.queue) == pendingVerdicts-1 {
+	if a.queued() == pendingVerdicts-1 {
 		a.changed.Broadcast() // there is room
 	}
 	return v, !a.due, true

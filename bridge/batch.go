@@ -81,15 +81,18 @@ func lineAtHand(r *bufio.Reader) bool {
 
 var errLongLine = errors.New("the line is too long")
 
-// readLine returns the next line without its end; one that is too long it passes over. With the last one comes the reader's error.
+// readLine returns the next line, which holds until the next is read; one that is too long it passes over. With the last one comes the reader's error.
 func readLine(r *bufio.Reader, limit int64) ([]byte, error) {
 	var line []byte
 	long := false
 	for {
 		part, err := r.ReadSlice('\n')
-		if long = long || int64(len(line)+len(part)) > limit; long {
+		switch long = long || int64(len(line)+len(part)) > limit; {
+		case long:
 			line = nil
-		} else {
+		case line == nil && err == nil:
+			line = part // where it lies
+		default:
 			line = append(line, part...)
 		}
 		switch {
@@ -118,7 +121,7 @@ func (b *Bridge) batchLine(line []byte, failure error) pendingVerdict {
 	p := b.newParcel([]upstream.Payload{message}, o, time.Now())
 	var r result
 	if next := b.here(func() { r = b.dispatch(t, p) }); next != nil {
-		return now(next.line(line))
+		return now(next.line(bytes.Clone(line))) // who sends it may look at it longer than it holds
 	}
 	if o.confirm == 0 {
 		return now(b.verdict(t, r))
@@ -137,8 +140,11 @@ func (b *Bridge) parseLine(line []byte) (t target, message upstream.Payload, o o
 	if !utf8.Valid(line) {
 		return bad(http.StatusBadRequest, "", "the line is not UTF-8: send binary data as base64")
 	}
-	l, plain := plainLine(line)
-	if !plain {
+	var l batchLine
+	to, body, plain := plainLine(line)
+	if plain {
+		l.To, message.Data = string(to), body
+	} else {
 		decoder := json.NewDecoder(bytes.NewReader(line))
 		decoder.DisallowUnknownFields()
 		if err := decoder.Decode(&l); err != nil {
@@ -153,6 +159,7 @@ func (b *Bridge) parseLine(line []byte) (t target, message upstream.Payload, o o
 		return bad(http.StatusBadRequest, "to", err.Error())
 	}
 	switch {
+	case plain:
 	case l.Body != nil && l.Base64 == nil:
 		message.Data = []byte(*l.Body)
 	case l.Base64 != nil && l.Body == nil:
@@ -189,39 +196,45 @@ func (b *Bridge) parseLine(line []byte) (t target, message upstream.Payload, o o
 }
 
 // plainLine reads a line that has a to and a body and nothing that would have to be decoded, as most have: a third of what a push in a batch costs was to read its JSON.
-// The line is UTF-8.
-func plainLine(line []byte) (l batchLine, ok bool) {
-	next := func(token string) bool {
-		line = bytes.TrimLeft(line, " \t\r\n")
-		rest, found := bytes.CutPrefix(line, []byte(token))
-		line = rest
-		return found
+// The line is UTF-8, and what is returned are parts of it.
+func plainLine(line []byte) (to, body []byte, ok bool) {
+	blanks := func() {
+		for len(line) > 0 && (line[0] == ' ' || line[0] == '\t' || line[0] == '\r' || line[0] == '\n') {
+			line = line[1:]
+		}
 	}
-	text := func() (string, bool) {
+	next := func(token string) bool {
+		blanks()
+		if len(line) < len(token) || string(line[:len(token)]) != token {
+			return false
+		}
+		line = line[len(token):]
+		return true
+	}
+	text := func() ([]byte, bool) {
 		for i, b := range line {
 			switch {
 			case b == '"':
-				s := string(line[:i])
+				s := line[:i]
 				line = line[i+1:]
 				return s, true
 			case b == '\\' || b < ' ':
-				return "", false
+				return nil, false
 			}
 		}
-		return "", false
+		return nil, false
 	}
 	if !next("{") || !next(`"to"`) || !next(":") || !next(`"`) {
-		return batchLine{}, false
+		return nil, nil, false
 	}
-	if l.To, ok = text(); !ok || !next(",") || !next(`"body"`) || !next(":") || !next(`"`) {
-		return batchLine{}, false
+	if to, ok = text(); !ok || !next(",") || !next(`"body"`) || !next(":") || !next(`"`) {
+		return nil, nil, false
 	}
-	body, ok := text()
-	if !ok || !next("}") || len(bytes.TrimLeft(line, " \t\r\n")) > 0 {
-		return batchLine{}, false
+	if body, ok = text(); !ok || !next("}") {
+		return nil, nil, false
 	}
-	l.Body = &body
-	return l, true
+	blanks()
+	return to, body, len(line) == 0
 }
 
 // excepted returns the ids as a query has them, or nil.

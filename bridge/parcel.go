@@ -224,10 +224,17 @@ func (r result) confirmed(by *receipt, within time.Duration) result {
 // dispatch sends a parcel to those whom the target names now.
 func (b *Bridge) dispatch(t target, p *parcel) result {
 	var r result
-	var own [1]*conn
-	conns := own[:]
-	if own[0] = t.own; t.own == nil {
-		conns = b.members(t)
+	var one [1]*conn
+	conns := one[:]
+	switch {
+	case t.own != nil:
+		one[0] = t.own
+	case t.kind != toOne:
+		conns = b.registry.members(t)
+	default:
+		if one[0] = b.registry.find(t.name); one[0] == nil {
+			conns = nil
+		}
 	}
 	for i, c := range conns {
 		if i%ahead == 0 && len(conns) > 1 {
