@@ -26,8 +26,8 @@ type date struct {
 
 func newClock() *clock { return &clock{tell: (*conn).tick, began: time.Now(), dates: make([]date, 1)} }
 
-// maxGrain is a quarter of a second, about: a power of two, in nanoseconds.
-const maxGrain = 1 << 28
+// maxGrain is half a second, about: a power of two, in nanoseconds.
+const maxGrain = 1 << 29
 
 // grain returns how much later a connection may be told than after the given time, at most: then many are told at once, and the machine wakes a few times in a second
 // for the pings of ten thousand, and not for each. Grains are powers of two, so that all times of a large one are times of a smaller one as well.

@@ -238,9 +238,6 @@ func (c *conn) stirs() (heartbeats bool) {
 		c.busy().out.pong(ping)
 		c.startWriter()
 	}
-	if c.parked != 0 && !c.bridge.parking.again(fd) {
-		c.unpark()
-	}
 	c.mu.Unlock()
 	for _, pong := range pongs {
 		c.ponged(pong)

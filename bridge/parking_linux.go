@@ -28,7 +28,8 @@ func (p *parking) add(fd int, c *conn) error {
 			return err
 		}
 	}
-	event := stirring(fd)
+	// Told of is what has come already, and whatever comes: what is told of is dealt with whole, or the watch ends.
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(fd)}
 	var err error
 	failed := p.raw.Control(func(epoll uintptr) { err = unix.EpollCtl(int(epoll), unix.EPOLL_CTL_ADD, fd, &event) })
 	if err != nil || failed != nil {
@@ -41,21 +42,6 @@ func (p *parking) add(fd int, c *conn) error {
 	p.conns[fd] = c
 	p.count++
 	return nil
-}
-
-// stirring is what a parked connection is watched for: at once if something has come already, and once, for most of what comes is for the connection itself to read.
-func stirring(fd int) unix.EpollEvent {
-	return unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT, Fd: int32(fd)}
-}
-
-// again watches a socket on, of which something has been told. It returns false where that can't be. The connection's lock is held.
-func (p *parking) again(fd int) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	event := stirring(fd)
-	var err error
-	failed := p.raw.Control(func(epoll uintptr) { err = unix.EpollCtl(int(epoll), unix.EPOLL_CTL_MOD, fd, &event) })
-	return err == nil && failed == nil
 }
 
 // remove ends the watch. The connection's lock is held.

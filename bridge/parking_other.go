@@ -12,6 +12,4 @@ func (*parking) add(int, *conn) error { return errors.ErrUnsupported }
 
 func (*parking) parked() int { return 0 }
 
-func (*parking) again(int) bool { return false }
-
 func (*parking) remove(int) {}
