@@ -80,7 +80,7 @@ func (c *conn) schedule(now time.Time) {
 	if config.IdleTimeout > 0 {
 		next = earlier(next, c.lastUse().Add(config.IdleTimeout))
 	}
-	if c.maySleep() {
+	if c.maySleep() || c.isAwake() {
 		drowsy := c.lastUse().Add(c.bridge.linger)
 		if !drowsy.After(now) { // it has been built just now, or could not be parked
 			drowsy = now.Add(c.bridge.linger)

@@ -219,7 +219,11 @@ func (c *conn) answered(o *owed) {
 		last.sequence = k.slot.Progressed().Sequence.Load()
 	}
 	k.slot.Advance(uint64(last.end), last.sequence, last.messages, last.bytes)
-	c.socket.drop(last.end)
+	if c.parked != 0 {
+		c.dropParked(last.end)
+	} else {
+		c.socket.drop(last.end)
+	}
 	c.tell() // there is room in the socket's buffer
 }
 

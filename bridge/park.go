@@ -8,13 +8,13 @@ import (
 	"wsbridge/upstream"
 )
 
-// A connection at rest needs nothing until something happens to it: it is parked. That is one that an earlier worker has left so, and one that nobody has used for a
-// while. Its record is known, so that pushes find it, and its socket is among those that one goroutine watches; it has no goroutine, no buffer and nothing of gorilla's.
-// Whatever can be done without those is: a frame that the socket takes at once is written, pings are sent and pongs taken note of. With anything else from its client,
-// a frame that has to wait or its end it is built as others are. That is what makes an idle connection small, and it a matter of milliseconds to take over ten
-// thousand.
+// A connection at rest needs nothing until something happens to it: it is parked. That is one that is new, one that an earlier worker has left so, and one that has not needed
+// more for a while. Its record is known, so that pushes find it, and its socket is among those that one goroutine watches; it has no goroutine, no buffer and nothing of gorilla's.
+// Whatever can be done without those is: a frame that the socket takes at once is written, pings are sent and pongs taken note of, and a small message that comes alone is
+// read (see stir.go). With anything else from its client, a frame that has to wait or its end it is built as others are. That is what makes an idle connection small, a
+// message cheap, and it a matter of milliseconds to take over ten thousand.
 
-// linger is how long a connection that nobody uses any more stays built. One that is new is not: whether its client will say anything is open, and building it costs
+// linger is how long a connection that nobody uses any more stays built, and one that is parked awake. One that is new is not: whether its client will say anything is open, and building it costs
 // little beside its handshake.
 const linger = 5 * time.Second
 
@@ -50,10 +50,14 @@ func (c *conn) unpark() {
 		return
 	}
 	c.recall()
+	var read int64
+	if !c.owesNothing() {
+		read = c.owed[len(c.owed)-1].end
+	}
 	fd, slot := c.leaveParked(), c.kept.slot
 	c.bridge.built.Add(1)
 	c.kept.know(fd)
-	c.adoptAt(fd, place{tcp: c.kept.tcp, dropped: int64(slot.DropTo.Load() - slot.Base.Load()), done: int64(slot.Progressed().Done.Load())})
+	c.adoptAt(fd, place{tcp: c.kept.tcp, dropped: int64(slot.DropTo.Load() - slot.Base.Load()), done: int64(slot.Progressed().Done.Load()), read: read})
 	c.attach(c.bridge.upgradeAgain(c.socket, c.record.Window > 0))
 	c.schedule(time.Now())
 	go c.serve()
@@ -106,17 +110,27 @@ func (c *conn) maySleep() bool {
 	return c.kept != nil && c.kept.live && c.parked == 0 && !c.opening && !c.handing && !c.hasEnded()
 }
 
+// isAwake reports whether the connection is one that is parked, of which more is in memory than it needs at rest. The lock is held.
+func (c *conn) isAwake() bool { return c.parked != 0 && c.record.Handshake != nil }
+
 // isIdle reports whether nothing is under way. The lock is held.
 func (c *conn) isIdle() bool {
 	return c.isQuiet() && !c.bounded && c.kept.atRest()
 }
 
-// drowse calls the reader away if nobody has used the connection for a while: it parks it. The lock is held.
+// drowse lets go of what the connection needs no more if nobody has used it for a while: it calls the reader away, which parks it, or puts away what a message has needed. The
+// lock is held.
 func (c *conn) drowse(now time.Time) {
-	if c.maySleep() && c.isIdle() && !now.Before(c.lastUse().Add(c.bridge.linger)) {
-		c.drowsy.Store(true)
-		c.socket.Conn.SetReadDeadline(now)
+	if !c.maySleep() && !c.isAwake() || !c.isIdle() || now.Before(c.lastUse().Add(c.bridge.linger)) {
+		return
 	}
+	if c.parked != 0 {
+		c.unburden()
+		c.putAway()
+		return
+	}
+	c.drowsy.Store(true)
+	c.socket.Conn.SetReadDeadline(now)
 }
 
 // fallsAsleep parks the connection, if still nothing is under way. Its reader, which calls it, has nothing more to do then.
@@ -206,61 +220,4 @@ func (c *conn) pingAsleep(now time.Time) bool {
 		c.pinged = now.UnixNano()
 	}
 	return true
-}
-
-// stirs takes note of what has come from the client of a parked connection: pongs, which say that it lives, pings, which are answered, or something for which it is
-// built. It reports whether it was heartbeats alone.
-func (c *conn) stirs() (heartbeats bool) {
-	var buffer [64]byte
-	c.mu.Lock()
-	if c.parked == 0 {
-		c.mu.Unlock()
-		return false
-	}
-	slot := c.kept.slot
-	from := slot.DropTo.Load()
-	fd := int(c.parked)
-	c.kept.know(fd)
-	n, nothing, err := lookAt(fd, buffer[:])
-	pongs, ping, others := heartbeatsIn(buffer[:n])
-	if !nothing && (n == 0 || n == len(buffer) || others || err != nil) {
-		c.unpark()
-		c.mu.Unlock()
-		return false
-	}
-	if n > 0 {
-		slot.DropTo.Store(from + uint64(n))
-		dropBytes(fd, n, c.kept.tcp)
-		slot.DropFrom.Store(from + uint64(n))
-		c.heard.Store(time.Now().UnixNano())
-	}
-	if ping != nil && !c.controlAsleep(opPong, ping) {
-		c.busy().out.pong(ping)
-		c.startWriter()
-	}
-	c.mu.Unlock()
-	for _, pong := range pongs {
-		c.ponged(pong)
-	}
-	return true
-}
-
-// heartbeatsIn returns the payloads of eight bytes among those of the pongs in p, that of the last ping, or nil, and whether there is anything else.
-func heartbeatsIn(p []byte) (pongs [][8]byte, ping []byte, others bool) {
-	for len(p) > 0 {
-		if len(p) < 6 || p[0] != finBit|opPong && p[0] != finBit|opPing || p[1] < 0x80 || p[1] > 0x80|125 || len(p) < 6+int(p[1]&0x7f) {
-			return nil, nil, true
-		}
-		mask, payload := p[2:6], make([]byte, p[1]&0x7f)
-		for i := range payload {
-			payload[i] = p[6+i] ^ mask[i%4]
-		}
-		if p[0] == finBit|opPing {
-			ping = payload
-		} else if len(payload) == 8 {
-			pongs = append(pongs, [8]byte(payload))
-		}
-		p = p[6+len(payload):]
-	}
-	return pongs, ping, false
 }

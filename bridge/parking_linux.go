@@ -85,17 +85,23 @@ func (p *parking) leave() {
 	}
 }
 
-// gather is how long what comes behind heartbeats may wait for more of them. To wake for each pong of ten thousand connections would be a tenth of a processor's time, most
-// of it the system's and the scheduler's for waking; what waits behind one is the first word of somebody who has said nothing for a while.
-const gather = 2 * time.Millisecond
+const (
+	// gather is how long what comes behind heartbeats may wait for more of them. To wake for each pong of ten thousand connections would be a tenth of a processor's time, most
+	// of it the system's and the scheduler's for waking; what waits behind one is the first word that anybody has said for a while.
+	gather = 2 * time.Millisecond
+	// calm is that while.
+	calm = time.Second
+)
 
-// watch builds the connections to which something happens.
+// watch lets the connections see to what happens to them.
 func (p *parking) watch(raw syscall.RawConn) {
 	events := make([]unix.EpollEvent, 64)
+	var buffer [glanceBuffer]byte
+	var busy time.Time // when something else than heartbeats came last
 	for {
 		n := 0
 		err := raw.Read(func(fd uintptr) bool {
-			n, _ = unix.EpollWait(int(fd), events, 0)
+			n = happened(int(fd), events)
 			return n > 0
 		})
 		if err != nil {
@@ -103,11 +109,13 @@ func (p *parking) watch(raw syscall.RawConn) {
 		}
 		heartbeats := true
 		for _, event := range events[:n] {
-			if c := p.at(int(event.Fd)); c != nil && !c.stirs() {
+			if c := p.at(int(event.Fd)); c != nil && !c.stirs(buffer[:], event.Events&^unix.EPOLLIN != 0) {
 				heartbeats = false
 			}
 		}
-		if heartbeats {
+		if now := time.Now(); !heartbeats {
+			busy = now
+		} else if now.Sub(busy) > calm {
 			time.Sleep(gather)
 		}
 	}

@@ -92,14 +92,19 @@ func (c *conn) received(m *message) bool {
 		c.mu.Unlock()
 		return false
 	}
+	c.counts(m)
+	c.mu.Unlock()
+	return true
+}
+
+// counts counts a message in: from here on it is posted, or the connection ends with a code that says so. The lock is held.
+func (c *conn) counts(m *message) {
 	c.record.MessagesIn++
 	c.record.BytesIn += uint64(len(m.body.Data))
-	c.busy().pending++ // from here on it is posted, or the connection ends with a code that says so
+	c.busy().pending++
 	m.owed = c.owes(*m)
-	c.mu.Unlock()
 	c.lastMessage.Store(m.at.UnixNano())
 	c.bridge.metrics.received(len(m.body.Data))
-	return true
 }
 
 // charge returns how long a message of that many bytes has to wait for its client's rate, or that the client is flooding.
@@ -153,6 +158,12 @@ func (c *conn) accept(m message, why *Close) *Close {
 		c.settle(time.Now())
 		return why
 	}
+	c.enters(m)
+	return nil
+}
+
+// enters brings a message into the inbox, and sees to it that what is there is forwarded. The lock is held.
+func (c *conn) enters(m message) {
 	if c.inbox == nil {
 		c.inbox = c.first[:0]
 	}
@@ -165,7 +176,6 @@ func (c *conn) accept(m message, why *Close) *Close {
 			c.bridge.crew.run(e)
 		}
 	}
-	return nil
 }
 
 // body reads one message, as far as the inbox has room for it, and at most Config.MaxMessage bytes. Text is checked as it comes.

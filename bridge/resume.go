@@ -353,7 +353,7 @@ func (c *conn) adoptAt(fd int, at place) {
 	if at.done > at.dropped { // answered, and not dropped yet
 		s.drop(at.done)
 	}
-	s.guard.offset = max(at.done, at.answering, at.dropped)
+	s.guard.offset = max(at.done, at.answering, at.dropped, at.read)
 	control.Control(func(fd uintptr) { l.prepare(int(fd), s.guard.offset-l.dropped.Load()) })
 	c.record.Position = s.guard.offset
 	c.posted, c.attempt = int64(k.slot.Posted.Load()), int(k.slot.Attempt.Load())
@@ -364,6 +364,7 @@ type place struct {
 	tcp       bool
 	dropped   int64 // all in the client's stream: what is no more in the socket's buffer
 	done      int64 // what is answered
+	read      int64 // what this worker has read itself
 	answering int64 // the end of the message that the rest answers, or 0
 	entry     *holder.LogEntry
 	wire      []byte

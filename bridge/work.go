@@ -39,7 +39,7 @@ func (c *conn) busy() *work {
 
 // unburden lets go of the work of a connection that is parked, if nothing is left of it. Tasks may be returning still, which know it. The lock is held.
 func (c *conn) unburden() {
-	if c.work != nil && len(c.receipts) == 0 && len(c.owed) == 0 {
+	if c.isQuiet() && len(c.awaited()) == 0 && c.owesNothing() {
 		c.work = nil
 	}
 }

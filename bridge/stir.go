@@ -1,0 +1,128 @@
+package bridge
+
+import (
+	"time"
+	"unicode/utf8"
+
+	"wsbridge/upstream"
+)
+
+// What comes from the client of a parked connection is dealt with by the one goroutine that watches all of them, where it can be without waiting: heartbeats, and a message
+// that is whole, small and alone, while none before it is under way. With hundreds of clients that speak, the goroutine, its stack and gorilla's reader of each are no more in the
+// processor's caches when their turn comes, nor is Go's scheduler free: a message costs a tenth less without.
+
+// mostHeartbeats is how much of them is dealt with at once, in bytes: of a client that floods us with pings its own reader takes care.
+const mostHeartbeats = 64
+
+// stirs takes note of what has come from the client of a parked connection: pongs, which say that it lives, pings, which are answered, a message, or something for which it is
+// built, as it is if the client has ended its side. It reports whether it was heartbeats alone. What the buffer has is looked at no more when it returns.
+func (c *conn) stirs(buffer []byte, ended bool) (heartbeats bool) {
+	c.mu.Lock()
+	if c.parked == 0 || c.handing { // another worker finds it
+		c.mu.Unlock()
+		return false
+	}
+	slot := c.kept.slot
+	fd := int(c.parked)
+	c.kept.know(fd)
+	n, nothing, err := lookAt(fd, buffer)
+	if ended || !nothing && !c.owesNothing() { // with a message under way, this is behind it
+		c.unpark()
+		c.mu.Unlock()
+		return false
+	}
+	if err == nil && c.takes(buffer[:n]) {
+		c.mu.Unlock()
+		return false
+	}
+	pongs, ping, others := heartbeatsIn(buffer[:n])
+	if !nothing && (n == 0 || n >= mostHeartbeats || others || err != nil) {
+		c.unpark()
+		c.mu.Unlock()
+		return false
+	}
+	if n > 0 {
+		c.dropParked(int64(slot.DropTo.Load()-slot.Base.Load()) + int64(n))
+		c.heard.Store(time.Now().UnixNano())
+	}
+	if ping != nil && !c.controlAsleep(opPong, ping) {
+		c.busy().out.pong(ping)
+		c.startWriter()
+	}
+	c.mu.Unlock()
+	for _, pong := range pongs {
+		c.ponged(pong)
+	}
+	return true
+}
+
+// takes takes a message, if p is one and nothing has to be waited for. The lock is held.
+func (c *conn) takes(p []byte) bool {
+	if c.rate != nil || !isMessage(p) {
+		return false
+	}
+	header := 6
+	if p[1] == 0x80|126 {
+		header = 8
+	}
+	if size := len(p) - header; header == 8 && size < 126 || int64(size) > c.bridge.config.MaxMessage { // which is for the guard to complain of
+		return false
+	}
+	data := unmasked([4]byte(p[header-4:]), p[header:])
+	binary := p[0] == finBit|opBinary
+	if !binary && !utf8.Valid(data) {
+		return false
+	}
+	now := time.Now()
+	c.heard.Store(now.UnixNano())
+	if !c.isAwake() {
+		c.recall()
+		c.schedule(now)
+	}
+	m := message{body: upstream.Payload{Binary: binary, Data: data}, position: int64(c.kept.slot.DropTo.Load() - c.kept.slot.Base.Load()), at: now}
+	m.end = m.position + int64(len(p))
+	c.record.Position = m.end
+	c.counts(&m)
+	if c.bridge.upstream.Wants(upstream.Message) {
+		c.enters(m)
+	} else {
+		c.answered(m.owed)
+		c.settle(now)
+	}
+	return true
+}
+
+// dropParked takes what is before the position out of the socket's buffer of a parked connection: it is done with. The lock is held.
+func (c *conn) dropParked(to int64) {
+	slot := c.kept.slot
+	from, at := slot.DropTo.Load(), slot.Base.Load()+uint64(to)
+	slot.DropTo.Store(at)
+	dropBytes(int(c.parked), int(at-from), c.kept.tcp)
+	slot.DropFrom.Store(at)
+}
+
+// unmasked returns the payload as it was before the client masked it (RFC 6455, 5.3).
+func unmasked(mask [4]byte, payload []byte) []byte {
+	data := make([]byte, len(payload))
+	for i, b := range payload {
+		data[i] = b ^ mask[i%4]
+	}
+	return data
+}
+
+// heartbeatsIn returns the payloads of eight bytes among those of the pongs in p, that of the last ping, or nil, and whether there is anything else.
+func heartbeatsIn(p []byte) (pongs [][8]byte, ping []byte, others bool) {
+	for len(p) > 0 {
+		if len(p) < 6 || p[0] != finBit|opPong && p[0] != finBit|opPing || p[1] < 0x80 || p[1] > 0x80|125 || len(p) < 6+int(p[1]&0x7f) {
+			return nil, nil, true
+		}
+		payload := unmasked([4]byte(p[2:6]), p[6:6+int(p[1]&0x7f)])
+		if p[0] == finBit|opPing {
+			ping = payload
+		} else if len(payload) == 8 {
+			pongs = append(pongs, [8]byte(payload))
+		}
+		p = p[6+len(payload):]
+	}
+	return pongs, ping, false
+}

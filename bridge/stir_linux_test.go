@@ -1,0 +1,225 @@
+package bridge
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// stirred is a client whose connection is parked, and what its backend was told of it.
+type stirred struct {
+	*relay
+	*websocket.Conn
+	release chan struct{} // closed, it lets messages that begin with "hold" be answered
+
+	mu   sync.Mutex // guards the following
+	told []string   // of each event the type, the attempt and the body, or the code of a disconnect event
+}
+
+// stir dials, and waits until the connection is parked.
+func stir(t *testing.T, older bool, linger time.Duration) *stirred {
+	s := &stirred{release: make(chan struct{})}
+	s.relay = newRelay(t, older, func(w http.ResponseWriter, req *http.Request) {
+		body, _ := io.ReadAll(req.Body)
+		kind := strings.TrimPrefix(req.Header.Get("ce-type"), "wsbridge.")
+		text := string(body)
+		if kind == "disconnect" {
+			var goodbye struct{ Code int }
+			json.Unmarshal(body, &goodbye)
+			text = fmt.Sprint(goodbye.Code)
+		}
+		s.mu.Lock()
+		s.told = append(s.told, strings.TrimSpace(fmt.Sprint(kind, " ", req.Header.Get("ce-attempt"), " ", text)))
+		s.mu.Unlock()
+		if kind == "message" {
+			if strings.HasPrefix(text, "hold") {
+				<-s.release
+			}
+			w.Header().Set("Content-Type", req.Header.Get("Content-Type"))
+			w.Header().Set("Ws-Messages", "one") // even an empty one
+			w.Write(body)
+		}
+	}, nil)
+	if linger > 0 { // the worker that serves from here on
+		s.relay.linger = linger
+		s.next()
+		s.finish()
+	}
+	s.Conn = s.dial("/")
+	s.await(t, "the connection is parked", func() bool { return parkedOf(s.serving.Load()) == 1 })
+	return s
+}
+
+// await waits until it is so.
+func (s *stirred) await(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain until %s; the backend was told %q", what, s.events())
+		}
+	}
+}
+
+// events returns what the backend was told.
+func (s *stirred) events() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.told)
+}
+
+// sends sends a message.
+func (s *stirred) sends(t *testing.T, kind int, text string) {
+	t.Helper()
+	if err := s.WriteMessage(kind, []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hears reads a message.
+func (s *stirred) hears(t *testing.T, kind int, text string) {
+	t.Helper()
+	s.SetReadDeadline(time.Now().Add(patience))
+	if got, p, err := s.ReadMessage(); err != nil || got != kind || string(p) != text {
+		t.Fatalf("heard %d %.40q, %v, want %d %.40q", got, p, err, kind, text)
+	}
+}
+
+// conn returns the connection.
+func (s *stirred) conn() *conn { return s.serving.Load().registry.members(target{kind: toAll})[0] }
+
+func TestAParkedConnectionsMessageIsReadAsItLies(t *testing.T) {
+	onKernels(t, func(t *testing.T, older bool) {
+		s := stir(t, older, 0)
+		for i, size := range []int{0, 1, 125, 126, glanceBuffer - 9, 4, 300} {
+			kind := websocket.TextMessage + i%2
+			text := strings.Repeat(string(rune('a'+i)), size)
+			s.sends(t, kind, text)
+			s.hears(t, kind, text)
+		}
+		if b := s.serving.Load(); b.built.Load() > 0 || parkedOf(b) != 1 {
+			t.Errorf("it was built %d times, and %d are parked", b.built.Load(), parkedOf(b))
+		}
+		c := s.conn()
+		c.mu.Lock()
+		if in, out := c.record.MessagesIn, c.record.MessagesOut; in != 7 || out != 7 {
+			t.Errorf("%d messages in and %d out, want 7", in, out)
+		}
+		c.mu.Unlock()
+		s.sends(t, websocket.TextMessage, strings.Repeat("x", glanceBuffer)) // more than lies in one look
+		s.hears(t, websocket.TextMessage, strings.Repeat("x", glanceBuffer))
+		if n := s.serving.Load().built.Load(); n != 1 {
+			t.Errorf("a large message has built it %d times, want once", n)
+		}
+	})
+}
+
+func TestWhatAMessageNeedsIsPutAwayBehindIt(t *testing.T) {
+	s := stir(t, false, 20*time.Millisecond)
+	for range 2 {
+		s.sends(t, websocket.TextMessage, "hello")
+		s.hears(t, websocket.TextMessage, "hello")
+		c := s.conn()
+		s.await(t, "its handshake and its work are gone", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.parked != 0 && c.record.Handshake == nil && c.work == nil
+		})
+	}
+}
+
+func TestWhatComesBehindAParkedConnectionsMessage(t *testing.T) {
+	hold := func(t *testing.T, older bool) *stirred {
+		s := stir(t, older, 0)
+		s.sends(t, websocket.TextMessage, "hold")
+		s.await(t, "the message is posted", func() bool { return slices.Contains(s.events(), "message 1 hold") })
+		return s
+	}
+	for _, test := range []struct {
+		name string
+		run  func(t *testing.T, s *stirred)
+	}{
+		{"another message", func(t *testing.T, s *stirred) {
+			s.sends(t, websocket.TextMessage, "second")
+			s.sends(t, websocket.TextMessage, "third")
+			s.await(t, "it is read", func() bool { return s.serving.Load().built.Load() == 1 })
+			close(s.release)
+			for _, text := range []string{"hold", "second", "third"} {
+				s.hears(t, websocket.TextMessage, text)
+			}
+			if got, want := s.events()[1:], []string{"message 1 hold", "message 1 second", "message 1 third"}; !slices.Equal(got, want) {
+				t.Errorf("the backend was told %q, want %q", got, want)
+			}
+		}},
+		{"a ping", func(t *testing.T, s *stirred) {
+			ponged := make(chan string, 1)
+			s.SetPongHandler(func(payload string) error { ponged <- payload; return nil })
+			go s.ReadMessage()
+			if err := s.WriteControl(websocket.PingMessage, []byte("there?"), time.Now().Add(patience)); err != nil {
+				t.Fatal(err)
+			}
+			if got := <-ponged; got != "there?" {
+				t.Errorf("the pong says %q", got)
+			}
+			close(s.release)
+		}},
+		{"a close frame", func(t *testing.T, s *stirred) {
+			if err := s.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(4003, ""), time.Now().Add(patience)); err != nil {
+				t.Fatal(err)
+			}
+			s.await(t, "it is gone", func() bool { return s.serving.Load().registry.count() == 0 })
+			close(s.release)
+			s.await(t, "its goodbye is said", func() bool { return slices.Contains(s.events(), "disconnect 1 4003") })
+		}},
+		{"the end", func(t *testing.T, s *stirred) {
+			s.UnderlyingConn().Close()
+			s.await(t, "it is gone", func() bool { return s.serving.Load().registry.count() == 0 })
+			close(s.release)
+			s.await(t, "its goodbye is said", func() bool { return slices.Contains(s.events(), "disconnect 1 1006") })
+		}},
+		{"a push", func(t *testing.T, s *stirred) {
+			answer, err := http.Post(s.pushes.URL+"/connections", "text/plain", strings.NewReader("pushed"))
+			if err != nil || answer.StatusCode != http.StatusAccepted {
+				t.Fatalf("push = %v, %v", answer, err)
+			}
+			s.hears(t, websocket.TextMessage, "pushed")
+			close(s.release)
+			s.hears(t, websocket.TextMessage, "hold")
+			if n := s.serving.Load().built.Load(); n > 0 {
+				t.Errorf("it was built %d times", n)
+			}
+		}},
+		{"nothing, of which it was told all the same", func(t *testing.T, s *stirred) {
+			var buffer [glanceBuffer]byte
+			c := s.conn()
+			c.stirs(buffer[:], false)
+			close(s.release)
+			s.hears(t, websocket.TextMessage, "hold")
+			if got, want := s.events()[1:], []string{"message 1 hold"}; !slices.Equal(got, want) {
+				t.Errorf("the backend was told %q, want %q", got, want)
+			}
+		}},
+		{"another worker", func(t *testing.T, s *stirred) {
+			s.next()
+			s.sends(t, websocket.TextMessage, "second") // while the first worker still has it
+			close(s.release)
+			s.hears(t, websocket.TextMessage, "hold")
+			s.finish()
+			s.hears(t, websocket.TextMessage, "second")
+			if got, want := s.events()[1:], []string{"message 1 hold", "message 1 second"}; !slices.Equal(got, want) {
+				t.Errorf("the backend was told %q, want %q", got, want)
+			}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			onKernels(t, func(t *testing.T, older bool) { test.run(t, hold(t, older)) })
+		})
+	}
+}
