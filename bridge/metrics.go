@@ -63,7 +63,7 @@ func newMetrics(registry prometheus.Registerer, b *Bridge) *metrics {
 				func() float64 { return float64(b.registry.count()) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_connections_parked", Help: "Connections that nobody uses, of which little is in memory."},
 				func() float64 { return float64(b.parking.parked()) }),
-			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "wsbridge_connections_built_total", Help: "Parked connections that were built again, since somebody used them."},
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "wsbridge_connections_built_total", Help: "Parked connections that were built, since what came for them or from them needed more than a small message does."},
 				func() float64 { return float64(b.built.Load()) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_goodbyes_waiting", Help: "Disconnect events that the backend has not taken yet."},
 				func() float64 { return float64(b.goodbyes.count()) }),

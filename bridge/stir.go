@@ -18,7 +18,7 @@ const mostHeartbeats = 64
 // built, as it is if the client has ended its side. It reports whether it was heartbeats alone. What the buffer has is looked at no more when it returns.
 func (c *conn) stirs(buffer []byte, ended bool) (heartbeats bool) {
 	c.mu.Lock()
-	if c.parked == 0 || c.handing { // another worker finds it
+	if c.parked == 0 {
 		c.mu.Unlock()
 		return false
 	}
@@ -58,7 +58,7 @@ func (c *conn) stirs(buffer []byte, ended bool) (heartbeats bool) {
 
 // takes takes a message, if p is one and nothing has to be waited for. The lock is held.
 func (c *conn) takes(p []byte) bool {
-	if c.rate != nil || !isMessage(p) {
+	if c.handing || c.rate != nil || !isMessage(p) {
 		return false
 	}
 	header := 6

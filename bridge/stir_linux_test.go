@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"wsbridge/upstream"
 )
 
 // stirred is a client whose connection is parked, and what its backend was told of it.
@@ -25,7 +27,7 @@ type stirred struct {
 }
 
 // stir dials, and waits until the connection is parked.
-func stir(t *testing.T, older bool, linger time.Duration) *stirred {
+func stir(t *testing.T, older bool, linger time.Duration, change ...func(*Config)) *stirred {
 	s := &stirred{release: make(chan struct{})}
 	s.relay = newRelay(t, older, func(w http.ResponseWriter, req *http.Request) {
 		body, _ := io.ReadAll(req.Body)
@@ -47,7 +49,11 @@ func stir(t *testing.T, older bool, linger time.Duration) *stirred {
 			w.Header().Set("Ws-Messages", "one") // even an empty one
 			w.Write(body)
 		}
-	}, nil)
+	}, func(c *Config, _ *upstream.Config) {
+		for _, f := range change {
+			f(c)
+		}
+	})
 	if linger > 0 { // the worker that serves from here on
 		s.relay.linger = linger
 		s.next()
@@ -221,5 +227,73 @@ func TestWhatComesBehindAParkedConnectionsMessage(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			onKernels(t, func(t *testing.T, older bool) { test.run(t, hold(t, older)) })
 		})
+	}
+}
+
+func TestAParkedConnectionsMessageKeepsTheRules(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		frame []byte
+		code  int
+	}{
+		{"text that is not UTF-8", []byte{finBit | opText, 0x80 | 2, 0, 0, 0, 0, 0xc3, 0x28}, websocket.CloseInvalidFramePayloadData},
+		{"a length that is not written in the shortest way", []byte{finBit | opText, 0x80 | 126, 0, 3, 0, 0, 0, 0, 'a', 'b', 'c'}, websocket.CloseProtocolError},
+		{"no mask", []byte{finBit | opText, 6, 'n', 'o', 'm', 'a', 's', 'k'}, websocket.CloseProtocolError},
+		{"a reserved bit", []byte{finBit | 0x20 | opText, 0x80 | 1, 0, 0, 0, 0, 'a'}, websocket.CloseProtocolError},
+		{"a reserved opcode", []byte{finBit | 3, 0x80 | 1, 0, 0, 0, 0, 'a'}, websocket.CloseProtocolError},
+		{"too many bytes", append([]byte{finBit | opBinary, 0x80 | 101, 0, 0, 0, 0}, make([]byte, 101)...), websocket.CloseMessageTooBig},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := stir(t, false, 0, func(c *Config) { c.MaxMessage = 100 })
+			s.sends(t, websocket.TextMessage, strings.Repeat("a", 100)) // what is allowed
+			s.hears(t, websocket.TextMessage, strings.Repeat("a", 100))
+			if _, err := s.UnderlyingConn().Write(test.frame); err != nil {
+				t.Fatal(err)
+			}
+			s.SetReadDeadline(time.Now().Add(patience))
+			if _, _, err := s.ReadMessage(); !websocket.IsCloseError(err, test.code) {
+				t.Errorf("the connection ends with %v, want %d", err, test.code)
+			}
+		})
+	}
+}
+
+// TestAParkedConnectionIsHandedOverBehindTheAwaitedWord lets another worker serve while a client has not confirmed a push yet.
+func TestAParkedConnectionIsHandedOverBehindTheAwaitedWord(t *testing.T) {
+	s := stir(t, false, 0)
+	asked := make(chan string, 1)
+	s.SetPingHandler(func(payload string) error { asked <- payload; return nil })
+	confirmed := make(chan string, 1)
+	go func() {
+		answer, err := http.Post(s.pushes.URL+"/connections?confirm=1m", "text/plain", strings.NewReader("pushed"))
+		if err != nil {
+			confirmed <- err.Error()
+			return
+		}
+		defer answer.Body.Close()
+		body, _ := io.ReadAll(answer.Body)
+		confirmed <- strings.TrimSpace(string(body))
+	}()
+	s.hears(t, websocket.TextMessage, "pushed")
+	heard := make(chan string, 1)
+	go func() {
+		_, p, _ := s.ReadMessage()
+		heard <- string(p)
+	}()
+	payload := <-asked
+	s.next()
+	if err := s.WriteControl(websocket.PongMessage, []byte(payload), time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := <-confirmed, `{"matched":1,"queued":1,"dropped":0,"confirmed":1}`; got != want {
+		t.Errorf("the push was answered %s, want %s", got, want)
+	}
+	s.sends(t, websocket.TextMessage, "behind")
+	s.finish()
+	if got := <-heard; got != "behind" {
+		t.Errorf("heard %q, want behind", got)
+	}
+	if got, want := s.events()[1:], []string{"message 1 behind"}; !slices.Equal(got, want) {
+		t.Errorf("the backend was told %q, want %q", got, want)
 	}
 }
