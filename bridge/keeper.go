@@ -232,9 +232,10 @@ func (c *conn) resave() {
 	if c.kept == nil || c.handed || c.kept.stage() == holder.StageOwed || c.kept.stage() == holder.StageFree {
 		return
 	}
+	resting := c.parked != 0 && !c.isAwake()
 	c.recall()
 	c.kept.save(&c.record, c.kept.stage())
-	if c.parked != 0 {
+	if resting {
 		c.putAway()
 	}
 }

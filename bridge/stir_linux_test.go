@@ -45,6 +45,9 @@ func stir(t *testing.T, older bool, linger time.Duration, change ...func(*Config
 			if strings.HasPrefix(text, "hold") {
 				<-s.release
 			}
+			if text == "join" { // and the record is written anew
+				w.Header().Set("Ws-Join", "room")
+			}
 			w.Header().Set("Content-Type", req.Header.Get("Content-Type"))
 			w.Header().Set("Ws-Messages", "one") // even an empty one
 			w.Write(body)
@@ -129,9 +132,9 @@ func TestAParkedConnectionsMessageIsReadAsItLies(t *testing.T) {
 
 func TestWhatAMessageNeedsIsPutAwayBehindIt(t *testing.T) {
 	s := stir(t, false, 20*time.Millisecond)
-	for range 2 {
-		s.sends(t, websocket.TextMessage, "hello")
-		s.hears(t, websocket.TextMessage, "hello")
+	for _, text := range []string{"hello", "join", "hello"} {
+		s.sends(t, websocket.TextMessage, text)
+		s.hears(t, websocket.TextMessage, text)
 		c := s.conn()
 		s.await(t, "its handshake and its work are gone", func() bool {
 			c.mu.Lock()
