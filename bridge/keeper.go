@@ -220,7 +220,8 @@ func (c *conn) answered(o *owed) {
 	}
 	k.slot.Advance(uint64(last.end), last.sequence, last.messages, last.bytes)
 	if c.parked != 0 {
-		c.dropParked(last.end)
+		c.dropParked(last.end + c.behind)
+		c.behind = 0
 	} else {
 		c.socket.drop(last.end)
 	}

@@ -52,7 +52,8 @@ func (c *conn) unpark() {
 	c.recall()
 	var read int64
 	if !c.owesNothing() {
-		read = c.owed[len(c.owed)-1].end
+		read = c.owed[len(c.owed)-1].end + c.behind
+		c.behind = 0
 	}
 	fd, slot := c.leaveParked(), c.kept.slot
 	c.bridge.built.Add(1)

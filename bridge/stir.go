@@ -26,23 +26,23 @@ func (c *conn) stirs(buffer []byte, ended bool) (heartbeats bool) {
 	fd := int(c.parked)
 	c.kept.know(fd)
 	n, nothing, err := lookAt(fd, buffer)
-	if ended || !nothing && !c.owesNothing() { // with a message under way, this is behind it
-		c.unpark()
-		c.mu.Unlock()
-		return false
-	}
-	if err == nil && c.takes(buffer[:n]) {
+	free := c.owesNothing() // no message is under way, behind which this has come
+	if free && !ended && err == nil && c.takes(buffer[:n]) {
 		c.mu.Unlock()
 		return false
 	}
 	pongs, ping, others := heartbeatsIn(buffer[:n])
-	if !nothing && (n == 0 || n >= mostHeartbeats || others || err != nil) {
+	if ended || !nothing && (n == 0 || n >= mostHeartbeats || others || err != nil) {
 		c.unpark()
 		c.mu.Unlock()
 		return false
 	}
 	if n > 0 {
-		c.dropParked(int64(slot.DropTo.Load()-slot.Base.Load()) + int64(n))
+		if free {
+			c.dropParked(int64(slot.DropTo.Load()-slot.Base.Load()) + int64(n))
+		} else {
+			c.behind += int64(n) // and goes with the message
+		}
 		c.heard.Store(time.Now().UnixNano())
 	}
 	if ping != nil && !c.controlAsleep(opPong, ping) {

@@ -177,7 +177,29 @@ func TestWhatComesBehindAParkedConnectionsMessage(t *testing.T) {
 			if got := <-ponged; got != "there?" {
 				t.Errorf("the pong says %q", got)
 			}
+			if n := s.serving.Load().built.Load(); n > 0 && !s.older {
+				t.Errorf("it was built %d times", n)
+			}
 			close(s.release)
+			s.await(t, "the message is dealt with", func() bool { return s.conn().kept.atRest() })
+			s.sends(t, websocket.TextMessage, "behind both")
+			s.await(t, "the next is posted", func() bool { return slices.Contains(s.events(), "message 1 behind both") })
+		}},
+		{"a ping, and a message behind it", func(t *testing.T, s *stirred) {
+			if err := s.WriteControl(websocket.PongMessage, nil, time.Now().Add(patience)); err != nil {
+				t.Fatal(err)
+			}
+			c := s.conn()
+			s.await(t, "the pong is dealt with", func() bool {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				return c.parked == 0 || c.behind > 0
+			})
+			s.sends(t, websocket.TextMessage, "second")
+			s.await(t, "it is read", func() bool { return s.serving.Load().built.Load() == 1 })
+			close(s.release)
+			s.hears(t, websocket.TextMessage, "hold")
+			s.hears(t, websocket.TextMessage, "second")
 		}},
 		{"a close frame", func(t *testing.T, s *stirred) {
 			if err := s.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(4003, ""), time.Now().Add(patience)); err != nil {

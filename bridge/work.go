@@ -18,6 +18,7 @@ type work struct {
 	pending    int32   // messages read and not settled: in the inbox, under way, or held by the rate
 	unposted   int32   // messages that were not posted, since the one before them ended the connection
 	owed       []*owed // messages that were read and are not done with, in order, where the connection outlives this process
+	behind     int64   // bytes of heartbeats behind the message of a parked connection that is under way, which have been dealt with
 	posted     int64   // what an earlier worker had sent to the backend, up to that position
 	attempt    int     // of the last of it
 	failed     *Close  // how the connection would have ended on a reply, had it not been ending already
