@@ -119,3 +119,12 @@ func appendHeader(dst []byte, first byte, length int) []byte {
 		return binary.BigEndian.AppendUint64(append(dst, first, 127), uint64(length))
 	}
 }
+
+// unmasked returns the payload as it was before the client masked it (RFC 6455, 5.3).
+func unmasked(mask [4]byte, payload []byte) []byte {
+	data := make([]byte, len(payload))
+	for i, b := range payload {
+		data[i] = b ^ mask[i%4]
+	}
+	return data
+}

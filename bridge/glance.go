@@ -105,7 +105,7 @@ func (c *conn) glanceOnce(fd uintptr) bool {
 		seen = s.guard.offset + int64(n) - l.dropped.Load()
 	}
 	// The end of the stream counts as a byte: it may have come with the message, and would not be told of again.
-	if s.failed != nil || unread != seen || !isMessage(s.early) || !c.hasRoom(n) {
+	if s.failed != nil || unread != seen || headerOf(s.early) == 0 || !c.hasRoom(n) {
 		return true
 	}
 	s.awaiting = false
@@ -123,15 +123,21 @@ func (c *conn) glanceOnce(fd uintptr) bool {
 	return g.why != nil || !s.mayGlance()
 }
 
-// isMessage reports whether p is one frame that is a whole message, not compressed, as clients send it.
-func isMessage(p []byte) bool {
+// headerOf returns how long the header of the frame p is, in bytes, if that is a whole message, not compressed, as clients send it; else 0.
+func headerOf(p []byte) int {
 	if len(p) < 6 || p[0] != finBit|opText && p[0] != finBit|opBinary {
-		return false
+		return 0
 	}
-	if p[1] == 0x80|126 {
-		return len(p) > 8 && len(p) == 8+int(binary.BigEndian.Uint16(p[2:]))
+	header, size := 6, int(p[1])-0x80
+	if size == 126 && len(p) >= 8 {
+		if header, size = 8, int(binary.BigEndian.Uint16(p[2:])); size < 126 {
+			return 0 // which is for the guard to complain of
+		}
 	}
-	return p[1] >= 0x80 && p[1] < 0x80|126 && len(p) == 6+int(p[1]&0x7f)
+	if size < 0 || header == 6 && size > 125 || len(p) != header+size {
+		return 0
+	}
+	return header
 }
 
 // hasRoom reports whether the inbox has room for a message of that many bytes.

@@ -99,11 +99,7 @@ func (g *guard) hear(payload []byte) {
 
 // isAsked takes note that a ping is whole.
 func (g *guard) isAsked() {
-	payload := make([]byte, len(g.asks))
-	for i, b := range g.asks {
-		payload[i] = b ^ g.header[2+i%4] // the mask
-	}
-	g.asked = append(g.asked, payload)
+	g.asked = append(g.asked, unmasked([4]byte(g.header[2:]), g.asks))
 }
 
 // start returns the offset of the message that gorilla has just come to.

@@ -25,6 +25,9 @@ func (k *kept) atRest() bool {
 	return slot.Log.Load() == 0 && slot.DropFrom.Load() == slot.DropTo.Load() && slot.Ended.Load() == 0 && slot.Posted.Load() <= done && slot.Large.Load() <= done
 }
 
+// dropped returns how much of the client's stream is no more in the buffer of its socket, or will not be at once, in bytes.
+func (k *kept) dropped() int64 { return int64(k.slot.DropTo.Load() - k.slot.Base.Load()) }
+
 // park leaves the socket that the descriptor stands for to the common watch. It returns false where that can't be. The lock is held.
 func (c *conn) park(fd int) bool {
 	if !c.kept.atRest() || c.bridge.parking.add(fd, c) != nil {
@@ -55,10 +58,10 @@ func (c *conn) unpark() {
 		read = c.owed[len(c.owed)-1].end + c.behind
 		c.behind = 0
 	}
-	fd, slot := c.leaveParked(), c.kept.slot
+	fd := c.leaveParked()
 	c.bridge.built.Add(1)
 	c.kept.know(fd)
-	c.adoptAt(fd, place{tcp: c.kept.tcp, dropped: int64(slot.DropTo.Load() - slot.Base.Load()), done: int64(slot.Progressed().Done.Load()), read: read})
+	c.adoptAt(fd, place{tcp: c.kept.tcp, dropped: c.kept.dropped(), done: int64(c.kept.slot.Progressed().Done.Load()), read: read})
 	c.attach(c.bridge.upgradeAgain(c.socket, c.record.Window > 0))
 	c.schedule(time.Now())
 	go c.serve()

@@ -144,6 +144,11 @@ func (c *conn) standFor(wait time.Duration) {
 func (c *conn) accept(m message, why *Close) *Close {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.enters(m, why)
+}
+
+// enters is accept with the lock held.
+func (c *conn) enters(m message, why *Close) *Close {
 	ending := c.ending()
 	if c.handing {
 		c.pending--
@@ -158,12 +163,6 @@ func (c *conn) accept(m message, why *Close) *Close {
 		c.settle(time.Now())
 		return why
 	}
-	c.enters(m)
-	return nil
-}
-
-// enters brings a message into the inbox, and sees to it that what is there is forwarded. The lock is held.
-func (c *conn) enters(m message) {
 	if c.inbox == nil {
 		c.inbox = c.first[:0]
 	}
@@ -176,6 +175,7 @@ func (c *conn) enters(m message) {
 			c.bridge.crew.run(e)
 		}
 	}
+	return nil
 }
 
 // body reads one message, as far as the inbox has room for it, and at most Config.MaxMessage bytes. Text is checked as it comes.

@@ -11,7 +11,7 @@ import (
 // that is whole, small and alone, while none before it is under way. With hundreds of clients that speak, the goroutine, its stack and gorilla's reader of each are no more in the
 // processor's caches when their turn comes, nor is Go's scheduler free: a message costs a tenth less without.
 
-// mostHeartbeats is how much of them is dealt with at once, in bytes: of a client that floods us with pings its own reader takes care.
+// mostHeartbeats is how much of them is dealt with at once, and behind one message, in bytes: of a client that floods us with pings its own reader takes care.
 const mostHeartbeats = 64
 
 // stirs takes note of what has come from the client of a parked connection: pongs, which say that it lives, pings, which are answered, a message, or something for which it is
@@ -22,7 +22,6 @@ func (c *conn) stirs(buffer []byte, ended bool) (heartbeats bool) {
 		c.mu.Unlock()
 		return false
 	}
-	slot := c.kept.slot
 	fd := int(c.parked)
 	c.kept.know(fd)
 	n, nothing, err := lookAt(fd, buffer)
@@ -32,16 +31,20 @@ func (c *conn) stirs(buffer []byte, ended bool) (heartbeats bool) {
 		return false
 	}
 	pongs, ping, others := heartbeatsIn(buffer[:n])
-	if ended || !nothing && (n == 0 || n >= mostHeartbeats || others || err != nil) {
+	beats := int64(n)
+	if !free {
+		beats += c.behind
+	}
+	if ended || !nothing && (n == 0 || beats >= mostHeartbeats || others || err != nil) {
 		c.unpark()
 		c.mu.Unlock()
 		return false
 	}
 	if n > 0 {
 		if free {
-			c.dropParked(int64(slot.DropTo.Load()-slot.Base.Load()) + int64(n))
+			c.dropParked(c.kept.dropped() + int64(n))
 		} else {
-			c.behind += int64(n) // and goes with the message
+			c.behind = beats // which go with the message
 		}
 		c.heard.Store(time.Now().UnixNano())
 	}
@@ -58,14 +61,8 @@ func (c *conn) stirs(buffer []byte, ended bool) (heartbeats bool) {
 
 // takes takes a message, if p is one and nothing has to be waited for. The lock is held.
 func (c *conn) takes(p []byte) bool {
-	if c.handing || c.rate != nil || !isMessage(p) {
-		return false
-	}
-	header := 6
-	if p[1] == 0x80|126 {
-		header = 8
-	}
-	if size := len(p) - header; header == 8 && size < 126 || int64(size) > c.bridge.config.MaxMessage { // which is for the guard to complain of
+	header := headerOf(p)
+	if c.handing || c.rate != nil || header == 0 || int64(len(p)-header) > c.bridge.config.MaxMessage {
 		return false
 	}
 	data := unmasked([4]byte(p[header-4:]), p[header:])
@@ -79,16 +76,11 @@ func (c *conn) takes(p []byte) bool {
 		c.recall()
 		c.schedule(now)
 	}
-	m := message{body: upstream.Payload{Binary: binary, Data: data}, position: int64(c.kept.slot.DropTo.Load() - c.kept.slot.Base.Load()), at: now}
+	m := message{body: upstream.Payload{Binary: binary, Data: data}, position: c.kept.dropped(), at: now}
 	m.end = m.position + int64(len(p))
 	c.record.Position = m.end
 	c.counts(&m)
-	if c.bridge.upstream.Wants(upstream.Message) {
-		c.enters(m)
-	} else {
-		c.answered(m.owed)
-		c.settle(now)
-	}
+	c.enters(m, nil)
 	return true
 }
 
@@ -99,15 +91,6 @@ func (c *conn) dropParked(to int64) {
 	slot.DropTo.Store(at)
 	dropBytes(int(c.parked), int(at-from), c.kept.tcp)
 	slot.DropFrom.Store(at)
-}
-
-// unmasked returns the payload as it was before the client masked it (RFC 6455, 5.3).
-func unmasked(mask [4]byte, payload []byte) []byte {
-	data := make([]byte, len(payload))
-	for i, b := range payload {
-		data[i] = b ^ mask[i%4]
-	}
-	return data
 }
 
 // heartbeatsIn returns the payloads of eight bytes among those of the pongs in p, that of the last ping, or nil, and whether there is anything else.

@@ -101,6 +101,20 @@ func (s *stirred) hears(t *testing.T, kind int, text string) {
 	}
 }
 
+// pongs sends a pong behind a message that is under way, and waits until it is dealt with.
+func (s *stirred) pongs(t *testing.T) {
+	t.Helper()
+	if err := s.WriteControl(websocket.PongMessage, nil, time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	c := s.conn()
+	s.await(t, "the pong is dealt with", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.parked == 0 || c.behind > 0
+	})
+}
+
 // conn returns the connection.
 func (s *stirred) conn() *conn { return s.serving.Load().registry.members(target{kind: toAll})[0] }
 
@@ -185,21 +199,43 @@ func TestWhatComesBehindAParkedConnectionsMessage(t *testing.T) {
 			s.sends(t, websocket.TextMessage, "behind both")
 			s.await(t, "the next is posted", func() bool { return slices.Contains(s.events(), "message 1 behind both") })
 		}},
-		{"a ping, and a message behind it", func(t *testing.T, s *stirred) {
-			if err := s.WriteControl(websocket.PongMessage, nil, time.Now().Add(patience)); err != nil {
-				t.Fatal(err)
-			}
-			c := s.conn()
-			s.await(t, "the pong is dealt with", func() bool {
-				c.mu.Lock()
-				defer c.mu.Unlock()
-				return c.parked == 0 || c.behind > 0
-			})
+		{"a pong, and a message behind it", func(t *testing.T, s *stirred) {
+			s.pongs(t)
 			s.sends(t, websocket.TextMessage, "second")
 			s.await(t, "it is read", func() bool { return s.serving.Load().built.Load() == 1 })
 			close(s.release)
 			s.hears(t, websocket.TextMessage, "hold")
 			s.hears(t, websocket.TextMessage, "second")
+		}},
+		{"many pings", func(t *testing.T, s *stirred) {
+			ponged := make(chan string, 100)
+			s.SetPongHandler(func(payload string) error { ponged <- payload; return nil })
+			go s.ReadMessage()
+			for i := range 20 {
+				if err := s.WriteControl(websocket.PingMessage, []byte{'a' + byte(i)}, time.Now().Add(patience)); err != nil {
+					t.Fatal(err)
+				}
+				if got := <-ponged; got != string(rune('a'+i)) {
+					t.Errorf("ping %d was answered %q", i, got)
+				}
+			}
+			if n := s.serving.Load().built.Load(); n != 1 {
+				t.Errorf("it was built %d times, want once", n)
+			}
+			close(s.release)
+			s.await(t, "the message is dealt with", func() bool { return s.conn().kept.atRest() })
+		}},
+		{"a pong, and another worker", func(t *testing.T, s *stirred) {
+			s.pongs(t)
+			s.next()
+			s.sends(t, websocket.TextMessage, "second")
+			close(s.release)
+			s.hears(t, websocket.TextMessage, "hold")
+			s.finish()
+			s.hears(t, websocket.TextMessage, "second")
+			if got, want := s.events()[1:], []string{"message 1 hold", "message 1 second"}; !slices.Equal(got, want) {
+				t.Errorf("the backend was told %q, want %q", got, want)
+			}
 		}},
 		{"a close frame", func(t *testing.T, s *stirred) {
 			if err := s.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(4003, ""), time.Now().Add(patience)); err != nil {
