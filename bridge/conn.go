@@ -371,6 +371,9 @@ func (c *conn) write() {
 			}
 			wire = f.wire
 		}
+		if f.wire != nil && !f.control {
+			c.socket.needed = time.Now().UnixNano()
+		}
 		if !torn { // of which the whole is noted already
 			c.kept.begin(wire, f.owed, nil)
 		}

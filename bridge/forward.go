@@ -70,6 +70,7 @@ func (c *conn) forward(e errand) errand {
 		c.settle(now)
 	}
 	e = c.ask()
+	c.drowse(now) // a client that never pauses leaves no other moment
 	c.mu.Unlock()
 	if next == nil {
 		return e

@@ -81,7 +81,7 @@ func (c *conn) schedule(now time.Time) {
 		next = earlier(next, c.lastUse().Add(config.IdleTimeout))
 	}
 	if c.maySleep() || c.isAwake() {
-		drowsy := c.lastUse().Add(c.bridge.linger)
+		drowsy := c.lastNeed().Add(c.bridge.linger)
 		if !drowsy.After(now) { // it has been built just now, or could not be parked
 			drowsy = now.Add(c.bridge.linger)
 		}
@@ -101,6 +101,14 @@ func (c *conn) lastUse() time.Time {
 		return time.Now()
 	}
 	return time.Unix(0, c.lastMessage.Load())
+}
+
+// lastNeed is when what the connection has in memory beyond its record and socket was last for something. The lock is held.
+func (c *conn) lastNeed() time.Time {
+	if c.parked != 0 {
+		return c.lastUse()
+	}
+	return time.Unix(0, c.socket.needed)
 }
 
 // expiry is when the connection is too old: up to a tenth before its maximum age, the same moment whenever it is asked, so that

@@ -14,7 +14,7 @@ import (
 // read (see stir.go). With anything else from its client, a frame that has to wait or its end it is built as others are. That is what makes an idle connection small, a
 // message cheap, and it a matter of milliseconds to take over ten thousand.
 
-// linger is how long a connection that nobody uses any more stays built, and one that is parked awake. One that is new is not: whether its client will say anything is open, and building it costs
+// linger is how long a connection stays built that does not need it any more, and one that is parked awake that nobody uses. One that is new is not: whether its client will say anything is open, and building it costs
 // little beside its handshake.
 const linger = 5 * time.Second
 
@@ -122,10 +122,9 @@ func (c *conn) isIdle() bool {
 	return c.isQuiet() && !c.bounded && c.kept.atRest()
 }
 
-// drowse lets go of what the connection needs no more if nobody has used it for a while: it calls the reader away, which parks it, or puts away what a message has needed. The
-// lock is held.
+// drowse lets go of what the connection has not needed for a while: it calls the reader away, which parks it, or puts away what a message has needed. The lock is held.
 func (c *conn) drowse(now time.Time) {
-	if !c.maySleep() && !c.isAwake() || !c.isIdle() || now.Before(c.lastUse().Add(c.bridge.linger)) {
+	if !c.maySleep() && !c.isAwake() || !c.isIdle() || now.Before(c.lastNeed().Add(c.bridge.linger)) {
 		return
 	}
 	if c.parked != 0 {
@@ -147,7 +146,11 @@ func (c *conn) fallsAsleep() bool {
 	}
 	s.err = nil // it was the deadline, if there was something
 	c.goOnWaiting()
-	return c.lieDown()
+	if !c.lieDown() {
+		s.needed = time.Now().UnixNano() // something has just come: calling the reader away costs too much to be tried at each message
+		return false
+	}
+	return true
 }
 
 // rests parks a connection that is new, if nothing is under way. Nobody reads yet.

@@ -92,6 +92,9 @@ func (c *conn) received(m *message) bool {
 		c.mu.Unlock()
 		return false
 	}
+	if !c.owesNothing() || m.end-m.position >= glanceBuffer || c.record.Window > 0 {
+		c.socket.needed = m.at.UnixNano()
+	}
 	c.counts(m)
 	c.mu.Unlock()
 	return true
@@ -138,6 +141,7 @@ func (c *conn) standFor(wait time.Duration) {
 	for !over && !c.hasEnded() {
 		c.busy().changed.Wait()
 	}
+	c.socket.needed = time.Now().UnixNano()
 }
 
 // accept brings a message into the inbox, unless the connection ends by it or has ended meanwhile.

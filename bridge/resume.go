@@ -343,7 +343,7 @@ func (c *conn) adoptAt(fd int, at place) {
 	c.heard.Store(time.Now().UnixNano())
 	c.busy()
 	raw, control := resumed(fd)
-	s := &socket{Conn: raw, raw: control, upgraded: true, owner: c}
+	s := &socket{Conn: raw, raw: control, upgraded: true, owner: c, needed: time.Now().UnixNano()}
 	s.buffer = bufio.NewReaderSize(s, readBuffer)
 	c.socket = s
 	k := c.kept

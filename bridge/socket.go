@@ -39,6 +39,7 @@ type socket struct {
 	owner    *conn           // hears of pongs
 	held     *look           // how it is read where it outlives this process; or nil
 	awaiting bool            // the reader waits where it can be called away
+	needed   int64           // when it last was for something that a parked connection can't do, Unix nanoseconds; the connection's lock guards it
 }
 
 // takeOver hijacks the request's connection.

@@ -8,7 +8,7 @@ import (
 )
 
 // What comes from the client of a parked connection is dealt with by the one goroutine that watches all of them, where it can be without waiting: heartbeats, and a message
-// that is whole, small and alone, while none before it is under way. With hundreds of clients that speak, the goroutine, its stack and gorilla's reader of each are no more in the
+// that is whole, small and alone, and in time for its rate, while none before it is under way. With hundreds of clients that speak, the goroutine, its stack and gorilla's reader of each are no more in the
 // processor's caches when their turn comes, nor is Go's scheduler free: a message costs a tenth less without.
 
 // mostHeartbeats is how much of them is dealt with at once, and behind one message, in bytes: of a client that floods us with pings its own reader takes care.
@@ -62,7 +62,7 @@ func (c *conn) stirs(buffer []byte, ended bool) (heartbeats bool) {
 // takes takes a message, if p is one and nothing has to be waited for. The lock is held.
 func (c *conn) takes(p []byte) bool {
 	header := headerOf(p)
-	if c.handing || c.rate != nil || header == 0 || int64(len(p)-header) > c.bridge.config.MaxMessage {
+	if c.handing || header == 0 || int64(len(p)-header) > c.bridge.config.MaxMessage {
 		return false
 	}
 	data := unmasked([4]byte(p[header-4:]), p[header:])
@@ -71,6 +71,9 @@ func (c *conn) takes(p []byte) bool {
 		return false
 	}
 	now := time.Now()
+	if !c.rate.Allow(now, len(data)) {
+		return false
+	}
 	c.heard.Store(now.UnixNano())
 	if !c.isAwake() {
 		c.recall()

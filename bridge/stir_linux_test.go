@@ -13,6 +13,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"wsbridge/ratelimit"
 	"wsbridge/upstream"
 )
 
@@ -155,6 +156,149 @@ func TestWhatAMessageNeedsIsPutAwayBehindIt(t *testing.T) {
 			defer c.mu.Unlock()
 			return c.parked != 0 && c.record.Handshake == nil && c.work == nil
 		})
+	}
+}
+
+func TestABuiltConnectionIsParkedThoughItsClientGoesOn(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		builds func(t *testing.T, s *stirred)
+	}{
+		{"behind a message under way", func(t *testing.T, s *stirred) {
+			s.sends(t, websocket.TextMessage, "hold")
+			s.await(t, "it is posted", func() bool { return slices.Contains(s.events(), "message 1 hold") })
+			s.sends(t, websocket.TextMessage, "second")
+			s.await(t, "the second is read", func() bool { return s.serving.Load().built.Load() == 1 })
+			close(s.release)
+			s.hears(t, websocket.TextMessage, "hold")
+			s.hears(t, websocket.TextMessage, "second")
+		}},
+		{"a large message", func(t *testing.T, s *stirred) {
+			text := strings.Repeat("x", glanceBuffer)
+			s.sends(t, websocket.TextMessage, text)
+			s.hears(t, websocket.TextMessage, text)
+		}},
+		{"a message too soon for its rate", func(t *testing.T, s *stirred) {
+			c := s.conn()
+			c.mu.Lock()
+			c.rate = ratelimit.Config{Messages: 50, MessagesBurst: 1}.Connection()
+			c.mu.Unlock()
+			s.sends(t, websocket.TextMessage, "in time")
+			s.hears(t, websocket.TextMessage, "in time")
+			if n := s.serving.Load().built.Load(); n > 0 {
+				t.Errorf("a message in time has built it %d times", n)
+			}
+			s.sends(t, websocket.TextMessage, "too soon")
+			s.hears(t, websocket.TextMessage, "too soon")
+			c.mu.Lock()
+			c.rate = nil
+			c.mu.Unlock()
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			onKernels(t, func(t *testing.T, older bool) {
+				s := stir(t, older, 100*time.Millisecond)
+				test.builds(t, s)
+				b := s.serving.Load()
+				if n := b.built.Load(); n != 1 || parkedOf(b) != 0 {
+					t.Fatalf("it was built %d times, and %d are parked", n, parkedOf(b))
+				}
+				s.await(t, "it is parked", func() bool { // without a pause
+					s.sends(t, websocket.TextMessage, "on and on")
+					s.hears(t, websocket.TextMessage, "on and on")
+					return parkedOf(b) == 1
+				})
+				s.sends(t, websocket.TextMessage, "and on")
+				s.hears(t, websocket.TextMessage, "and on")
+				if n := b.built.Load(); n != 1 || parkedOf(b) != 1 {
+					t.Errorf("it was built %d times, and %d are parked", n, parkedOf(b))
+				}
+			})
+		})
+	}
+}
+
+func TestWhatABuiltConnectionIsNeededFor(t *testing.T) {
+	s := stir(t, false, 0)
+	send := func(text string) {
+		s.sends(t, websocket.TextMessage, text)
+		s.hears(t, websocket.TextMessage, text)
+	}
+	large := strings.Repeat("x", glanceBuffer)
+	send(large)
+	c := s.conn()
+	needed := func() int64 {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.socket.needed
+	}
+	received := func() uint64 {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.record.MessagesIn
+	}
+	limited := func(rate *ratelimit.Connection) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.rate = rate
+	}
+	for _, test := range []struct {
+		name  string
+		does  func()
+		needs bool
+	}{
+		{"a small message", func() { send("small") }, false},
+		{"a large message", func() { send(large) }, true},
+		{"a small message again", func() { send("small") }, false},
+		{"a message behind another", func() {
+			s.sends(t, websocket.TextMessage, "hold")
+			s.await(t, "it is posted", func() bool { return slices.Contains(s.events(), "message 1 hold") })
+			before := received()
+			s.sends(t, websocket.TextMessage, "second")
+			s.await(t, "the second is read", func() bool { return received() > before })
+			close(s.release)
+			s.hears(t, websocket.TextMessage, "hold")
+			s.hears(t, websocket.TextMessage, "second")
+		}, true},
+		{"a message too soon for its rate", func() {
+			limited(ratelimit.Config{Messages: 50, MessagesBurst: 1}.Connection())
+			send("in time")
+			send("too soon")
+			limited(nil)
+		}, true},
+		{"a push that its client does not take at once", func() {
+			text, pushes, waits := strings.Repeat("x", 256<<10), 0, false
+			for ; !waits; pushes++ {
+				answer, err := http.Post(s.pushes.URL+"/connections", "text/plain", strings.NewReader(text))
+				if err != nil || answer.StatusCode != http.StatusAccepted {
+					t.Fatalf("push = %v, %v", answer, err)
+				}
+				c.mu.Lock()
+				waits = c.waits()
+				c.mu.Unlock()
+			}
+			for range pushes {
+				s.hears(t, websocket.TextMessage, text)
+			}
+		}, true},
+		{"a push that it takes", func() {
+			answer, err := http.Post(s.pushes.URL+"/connections", "text/plain", strings.NewReader("pushed"))
+			if err != nil || answer.StatusCode != http.StatusAccepted {
+				t.Fatalf("push = %v, %v", answer, err)
+			}
+			s.hears(t, websocket.TextMessage, "pushed")
+		}, false},
+		{"a message in time for its rate", func() {
+			limited(ratelimit.Config{Messages: 1, MessagesBurst: 1}.Connection())
+			send("in time")
+			limited(nil)
+		}, false},
+	} {
+		before := needed()
+		test.does()
+		if now := needed(); now > before != test.needs {
+			t.Errorf("%s: needed last at %d, then at %d, want a change: %v", test.name, before, now, test.needs)
+		}
 	}
 }
 
