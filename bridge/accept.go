@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bufio"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -87,7 +88,8 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	b.metrics.accepted.Inc()
-	if err := b.upgrade(w, r, c, header); err != nil {
+	parked, err := b.upgrade(w, r, c, header)
+	if err != nil {
 		// The backend has accepted the connection, so it is told of the end. The client left while it was opening.
 		c.end(closeVanished(err))
 		c.mu.Lock()
@@ -98,11 +100,9 @@ func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		b.conns.Done()
 		return
 	}
-	if c.rests() {
-		return
+	if !parked {
+		go c.serve() // the handler returns, and net/http lets go of the request and its buffers
 	}
-	// The handler returns, and net/http lets go of the request and its buffers.
-	go c.serve()
 }
 
 // admit passes a handshake through the gates that cost nothing to the backend, and registers the connection. By the time the backend
@@ -168,7 +168,7 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	}
 	header = http.Header{}
 	if reply.Subprotocol != "" {
-		header["Sec-Websocket-Protocol"] = []string{reply.Subprotocol}
+		header["Sec-WebSocket-Protocol"] = []string{reply.Subprotocol}
 	}
 	if len(reply.SetCookie) > 0 {
 		header["Set-Cookie"] = reply.SetCookie
@@ -222,40 +222,43 @@ func (b *Bridge) discard(c *conn) {
 	b.conns.Done()
 }
 
-// upgrade sends the 101 and opens the connection.
-func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header http.Header) error {
-	accept, window, confirm := false, 0, 0
+// upgrade sends the 101 and opens the connection. It reports whether that is parked; else it is to be read.
+func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header http.Header) (parked bool, err error) {
+	compressed, window, confirm := false, 0, 0
 	if b.config.Compression == "on" {
-		accept, window, confirm = negotiate(r.Header.Values("Sec-WebSocket-Extensions"))
+		compressed, window, confirm = negotiate(r.Header.Values("Sec-WebSocket-Extensions"))
 	}
-	sock, brw, err := takeOver(w, confirm)
+	sock, err := takeOver(w)
 	if err != nil {
-		return err
+		return false, err
 	}
 	b.upgraded.Add(1)
 	tune(sock.Conn, b.config.PingInterval+b.config.PongTimeout)
-	// What the gates have read with more patience than gorilla does, it is shown in its plainest form.
-	r.Header["Upgrade"], r.Header["Connection"], r.Header["Sec-Websocket-Version"] = []string{"websocket"}, []string{"Upgrade"}, []string{"13"}
-	upgrader := b.upgrader
-	if upgrader.EnableCompression = accept; accept {
-		// Gorilla takes the first offer of the extension, whatever its parameters. The one we took is the one it is shown.
-		r.Header["Sec-Websocket-Extensions"] = []string{"permessage-deflate"}
-	}
 	c.mu.Lock()
 	c.socket, c.record.Window = sock, window
 	c.heard.Store(time.Now().UnixNano())
 	sock.owner = c
 	c.keepSocket()
 	c.mu.Unlock()
-	ws, err := upgrader.Upgrade(hijacked{w, sock, brw}, r, header)
-	if err != nil {
+	if err := sock.open(switching(r.Header["Sec-Websocket-Key"][0], header, compressed, confirm), b.config.WriteTimeout); err != nil {
 		sock.Conn.Close()
 		b.upgraded.Add(-1)
-		return err
+		return false, err
 	}
-	c.attach(ws)
-	c.opened()
-	return nil
+	return c.opened(), nil
+}
+
+// build gives a new connection what it is read with. The lock is held.
+func (c *conn) build() {
+	s := c.socket
+	c.busy()
+	s.buffer = bufio.NewReaderSize(s, readBuffer)
+	if c.kept != nil && c.kept.live {
+		l := newLook(c.kept, c.bridge.config.MaxMessage)
+		s.raw.Control(func(fd uintptr) { l.prepare(int(fd), 0) })
+		s.hold(l, int64(len(s.early)))
+	}
+	c.attach(c.bridge.upgradeAgain(s, c.record.Window > 0))
 }
 
 // attach makes gorilla's connection the one that is read.

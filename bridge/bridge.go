@@ -78,9 +78,8 @@ func New(config Config, rates ratelimit.Config, client *upstream.Client, log *sl
 		refusals:  rate.Sometimes{First: 3, Interval: time.Minute},
 		strangers: rate.Sometimes{First: 3, Interval: time.Minute},
 		upgrader: websocket.Upgrader{
-			HandshakeTimeout: config.WriteTimeout,
-			CheckOrigin:      func(*http.Request) bool { return true }, // a gate of ours
-			WriteBufferPool:  &sync.Pool{},                             // or each connection would keep a buffer that we never write through
+			CheckOrigin:     func(*http.Request) bool { return true }, // a gate of ours
+			WriteBufferPool: &sync.Pool{},                             // or each connection would keep a buffer that we never write through
 		},
 	}
 	b.registry = newRegistry()

@@ -125,18 +125,27 @@ func (c *conn) verdict() *Close {
 	return why
 }
 
-// opened lets the queue go out: the 101 has been sent.
-func (c *conn) opened() {
+// opened lets the queue go out: the 101 has been sent. It reports whether the connection, which was new, is parked.
+func (c *conn) opened() (parked bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.opening = false
 	c.startClock(time.Now())
+	if !c.hasEnded() {
+		c.flush()
+	}
+	if c.socket.buffer == nil {
+		if parked = c.lieDown(); !parked {
+			c.build()
+		}
+	}
 	if c.hasEnded() {
 		c.tasks.Go(c.part)
-	} else if c.flush(); c.waits() {
+	} else if c.waits() {
 		c.startWriter()
 	}
 	c.hand()
+	return parked
 }
 
 // flush writes what waits as far as the socket takes it at once. What the backend has said to a new connection is all that most are ever sent, and then it needs no

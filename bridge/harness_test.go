@@ -33,6 +33,9 @@ import (
 // patience is how long a test waits for what must come. Only a failing test waits that long.
 const patience = time.Minute
 
+// unheard is an interval of pings within which no test meets one: the first comes anywhere in it.
+const unheard = 10_000 * time.Hour
+
 // options are what a test may change before its rig starts.
 type options struct {
 	bridge  bridge.Config
@@ -79,7 +82,7 @@ func start(t testing.TB, change func(*options)) *rig {
 	o := options{
 		bridge: bridge.Config{
 			Paths: []bridge.Path{"/ws", "/ws/*"}, TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, MaxConnections: 10_000,
-			HandshakeTimeout: 10 * time.Second, MaxMessage: 64 << 10, Compression: "off", PingInterval: time.Hour, PongTimeout: time.Hour,
+			HandshakeTimeout: 10 * time.Second, MaxMessage: 64 << 10, Compression: "off", PingInterval: unheard, PongTimeout: time.Hour,
 			SendBuffer: 256 << 10, SlowClient: bridge.SlowClose, WriteTimeout: 10 * time.Second, PushMaxBody: 1 << 20,
 			GoodbyeFor: time.Hour, GoodbyeMax: 100_000, GoodbyeBytes: 64 << 20,
 		},

@@ -247,8 +247,10 @@ func (c *conn) keepSocket() {
 	if k == nil || c.socket.raw == nil {
 		return
 	}
-	k.save(&c.record, holder.StageOpening)
-	if err := c.socket.keep(k, c.bridge.config.MaxMessage); err != nil {
+	if c.record.Window > 0 || k.stale { // else it is there already
+		k.save(&c.record, holder.StageOpening)
+	}
+	if err := c.socket.keep(k); err != nil {
 		k.in.full.Do(func() {
 			c.bridge.log.Error("a connection's socket can't be kept: it ends when the program restarts", "error", err)
 		})

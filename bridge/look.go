@@ -247,9 +247,8 @@ func (c *conn) tidy() {
 }
 
 // keep gives the socket to the keeper, as the 101 is about to be written.
-func (s *socket) keep(k *kept, largest int64) error {
-	early := int64(len(s.early))
-	l := newLook(k, largest)
+func (s *socket) keep(k *kept) error {
+	early := len(s.early)
 	var err error
 	failed := s.raw.Control(func(fd uintptr) {
 		received, written, tcp := positions(int(fd))
@@ -260,7 +259,9 @@ func (s *socket) keep(k *kept, largest int64) error {
 		slot.DropTo.Store(received)
 		slot.Wrote.Store(written)
 		slot.Large.Store(uint64(early)) // what came with the handshake is in no buffer any more
-		l.prepare(int(fd), 0)
+		if !k.in.old {
+			lookFrom(int(fd), 0)
+		}
 		err = k.in.Keep(k.index, slot.Gen.Load(), int(fd))
 	})
 	if err == nil {
@@ -269,7 +270,8 @@ func (s *socket) keep(k *kept, largest int64) error {
 	if err != nil {
 		return err
 	}
-	s.hold(l, early)
+	k.live = true
+	s.Conn = heldConn{s.Conn, s.raw}
 	return nil
 }
 
@@ -287,13 +289,11 @@ func (l *look) prepare(fd int, ahead int64) {
 	}
 }
 
-// hold makes the socket one that outlives this process, of which so many bytes have been dropped.
+// hold makes the socket one that is looked at, of which so many bytes have been dropped.
 func (s *socket) hold(l *look, dropped int64) {
 	l.dropped.Store(dropped)
 	l.run = l.once
 	l.drop = func(fd uintptr) { dropBytes(int(fd), l.dropping, l.kept.tcp) }
 	l.skip = func() int { return int(s.guard.offset - l.dropped.Load()) }
-	l.kept.live = true
 	s.held = l
-	s.Conn = heldConn{s.Conn, s.raw}
 }

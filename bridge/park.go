@@ -153,17 +153,13 @@ func (c *conn) fallsAsleep() bool {
 	return true
 }
 
-// rests parks a connection that is new, if nothing is under way. Nobody reads yet.
-func (c *conn) rests() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.lieDown()
-}
-
-// lieDown parks a connection that is built, if it can be. The lock is held.
+// lieDown parks a connection that is built, or is new, if it can be. The lock is held.
 func (c *conn) lieDown() bool {
 	s := c.socket
-	if !c.maySleep() || !c.isIdle() || s.buffer.Buffered() > 0 || len(s.early) > 0 || s.broken != nil || !s.guard.atRest() || s.guard.offset != s.held.dropped.Load() {
+	if !c.maySleep() || !c.isIdle() || len(s.early) > 0 || s.broken != nil || !s.guard.atRest() {
+		return false
+	}
+	if s.held != nil && (s.buffer.Buffered() > 0 || s.guard.offset != s.held.dropped.Load()) {
 		return false
 	}
 	fd := duplicate(s.raw)
@@ -174,7 +170,9 @@ func (c *conn) lieDown() bool {
 		closeDuplicate(fd)
 		return false
 	}
-	s.held.stop()
+	if s.held != nil {
+		s.held.stop()
+	}
 	s.Conn.(heldConn).Conn.Close() // the descriptor alone
 	c.parked, c.socket = int32(fd), nil
 	c.unburden()

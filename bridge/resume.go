@@ -343,12 +343,12 @@ func (c *conn) adoptAt(fd int, at place) {
 	c.heard.Store(time.Now().UnixNano())
 	c.busy()
 	raw, control := resumed(fd)
-	s := &socket{Conn: raw, raw: control, upgraded: true, owner: c, needed: time.Now().UnixNano()}
+	s := &socket{Conn: heldConn{raw, control}, raw: control, owner: c, needed: time.Now().UnixNano()}
 	s.buffer = bufio.NewReaderSize(s, readBuffer)
 	c.socket = s
 	k := c.kept
 	l := newLook(k, c.bridge.config.MaxMessage)
-	k.known, k.tcp = true, at.tcp
+	k.live, k.known, k.tcp = true, true, at.tcp
 	s.hold(l, at.dropped)
 	if at.done > at.dropped { // answered, and not dropped yet
 		s.drop(at.done)

@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"bufio"
-	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -20,19 +19,17 @@ const readBuffer = 288
 // writeChunk is how much is written under one deadline, in bytes: a large message on a slow line is fine as long as it gets on.
 const writeChunk = 16 << 10
 
-// socket is the client's socket as gorilla sees it. Gorilla reads from it and writes the 101; whatever it would write later (it closes
-// on protocol errors by itself) is swallowed, for frames are written by the connection alone: by its writer, or at once by who sends.
+// socket is the client's socket as gorilla sees it, which reads from it; whatever gorilla would write (it closes on protocol errors by itself) is
+// swallowed, for frames are written by the connection alone: by its writer, or at once by who sends.
 type socket struct {
 	net.Conn // the interface, not *net.TCPConn: its method set would give gorilla a way around our Write
 
-	ws       *websocket.Conn // reads; never written to after the 101
-	buffer   *bufio.Reader   // gorilla's, over this socket
+	ws       *websocket.Conn // reads; never written to
+	buffer   *bufio.Reader   // gorilla's, over this socket; nil until the connection is built
 	early    []byte          // what has been read or looked at already: what the client sent behind its handshake, or what glance has left
 	failed   error           // what the next read returns behind that
 	glance   *glance         // nil where messages are not read so
-	window   int             // server_max_window_bits the client asked for; 0: none
-	upgraded bool
-	err      error // of the last read, when it failed
+	err      error           // of the last read, when it failed
 	guard    guard
 	broken   error           // the rule that the client's next frame breaks
 	raw      syscall.RawConn // of the socket; nil where there is something else between, such as TLS
@@ -43,40 +40,28 @@ type socket struct {
 }
 
 // takeOver hijacks the request's connection.
-func takeOver(w http.ResponseWriter, window int) (*socket, *bufio.ReadWriter, error) {
+func takeOver(w http.ResponseWriter) (*socket, error) {
 	hijacker, ok := w.(http.Hijacker)
 	if !ok {
-		return nil, nil, fmt.Errorf("%T can't hand over its connection", w)
+		return nil, fmt.Errorf("%T can't hand over its connection", w)
 	}
 	raw, brw, err := hijacker.Hijack()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	s := &socket{Conn: raw, window: window}
+	s := &socket{Conn: raw}
 	if n := brw.Reader.Buffered(); n > 0 {
 		s.early = make([]byte, n)
 		io.ReadFull(brw.Reader, s.early) // it is buffered: it can't fail
 	}
 	if p, ok := raw.(*passedOn); ok {
 		s.Conn, s.early = p.Conn, append(s.early, p.early...)
-		raw = p.Conn
 	}
-	if holder, ok := raw.(syscall.Conn); ok {
+	if holder, ok := s.Conn.(syscall.Conn); ok {
 		s.raw, _ = holder.SyscallConn() // without it the writer writes
 	}
-	s.buffer = bufio.NewReaderSize(s, readBuffer)
-	return s, bufio.NewReadWriter(s.buffer, brw.Writer), nil
+	return s, nil
 }
-
-// hijacked gives gorilla's Upgrade the socket.
-type hijacked struct {
-	http.ResponseWriter
-	socket *socket
-	brw    *bufio.ReadWriter
-}
-
-// Hijack returns the socket in place of the server's connection.
-func (h hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) { return h.socket, h.brw, nil }
 
 // Read reads for gorilla, up to the first frame that breaks a rule. It remembers the socket's own error, so that a broken rule can be told
 // from a broken line.
@@ -140,52 +125,30 @@ func (s *socket) await() {
 	s.awaiting = false
 }
 
-// Write passes the 101 on and swallows what gorilla writes after it.
-func (s *socket) Write(p []byte) (int, error) {
-	if s.upgraded {
-		return len(p), nil
-	}
-	s.upgraded = true
-	if s.window == 0 {
-		return s.open(p)
-	}
-	// Gorilla's answer to permessage-deflate is fixed; a client that limits our window must be told that we agree (RFC 7692, 7.1.2.1).
-	const answer = "client_no_context_takeover\r\n"
-	agreed := fmt.Sprintf("client_no_context_takeover; server_max_window_bits=%d\r\n", s.window)
-	if _, err := s.open(bytes.Replace(p, []byte(answer), []byte(agreed), 1)); err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
+// Write swallows what gorilla writes: its answer to a handshake that has been, and its close frames.
+func (s *socket) Write(p []byte) (int, error) { return len(p), nil }
 
-// open writes the 101.
-func (s *socket) open(p []byte) (int, error) {
+// SetWriteDeadline does nothing for gorilla: the deadlines are the writer's.
+func (s *socket) SetWriteDeadline(time.Time) error { return nil }
+
+// open writes the 101. The timeout bounds how long it may make no progress.
+func (s *socket) open(p []byte, timeout time.Duration) error {
 	c := s.owner
 	c.mu.Lock()
 	c.kept.begin(p, nil, nil)
 	c.mu.Unlock()
-	var err error
-	n := s.tryWrite(p)
-	if n < len(p) {
-		var more int
-		more, err = s.Conn.Write(p[n:])
-		n += more
+	if n := s.tryWrite(p); n < len(p) {
+		if err := s.send(p[n:], timeout); err != nil {
+			return err
+		}
 	}
-	if err == nil && c.kept != nil {
+	if c.kept != nil {
 		c.mu.Lock()
 		c.kept.opens()
 		c.kept.finish(true, p, nil)
 		c.mu.Unlock()
 	}
-	return n, err
-}
-
-// SetWriteDeadline counts for the 101 alone: later deadlines are the writer's.
-func (s *socket) SetWriteDeadline(t time.Time) error {
-	if s.upgraded {
-		return nil
-	}
-	return s.Conn.SetWriteDeadline(t)
+	return nil
 }
 
 // position is how much of the client's stream has been read, in bytes.

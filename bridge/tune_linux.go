@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"crypto/tls"
+	"math"
 	"net"
 	"syscall"
 	"time"
@@ -19,7 +20,7 @@ func tune(c net.Conn, limit time.Duration) {
 		if control, err := raw.SyscallConn(); err == nil {
 			control.Control(func(fd uintptr) {
 				// On another kind of socket it fails, and there is nothing to tune.
-				setOption(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(limit.Milliseconds()))
+				setOption(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(min(limit.Milliseconds(), math.MaxInt32)))
 			})
 		}
 	}
