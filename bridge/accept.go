@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -147,9 +148,7 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	c.mu.Unlock()
 	event.Subprotocols, event.Trip = subprotocols(r), c.kept.trip()
 	// The client's leaving does not end the POST: its outcome would be unknown, and an accepted connection is owed a disconnect event.
-	ctx, cancel := context.WithTimeoutCause(b.ctx, b.config.HandshakeTimeout, fmt.Errorf("no answer within the handshake's %s", b.config.HandshakeTimeout))
-	defer cancel()
-	to, options, reply := b.route(c, b.ask(ctx, event))
+	to, options, reply := b.route(c, b.ask(b.respite.begin(b.ctx, b.config.HandshakeTimeout), event))
 	b.complain(upstream.Connect, reply)
 	if reply.Outcome != upstream.Accepted {
 		return nil, func(w http.ResponseWriter) { refusal(w, reply) }
@@ -174,6 +173,26 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 		header["Set-Cookie"] = reply.SetCookie
 	}
 	return header, nil
+}
+
+// respite is how long handshakes wait for the backend.
+type respite struct {
+	mu    sync.Mutex
+	ctx   context.Context
+	since time.Time
+}
+
+// begin returns what ends so long behind a handshake that begins now. Those that come within a sixty-fourth of that time share one, which is that much less patient with the
+// last of them: to make one for each and to watch it was a twentieth of what opening a connection costs.
+func (p *respite) begin(parent context.Context, timeout time.Duration) context.Context {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := time.Now(); p.ctx == nil || now.Sub(p.since) > timeout/64 {
+		ctx, cancel := context.WithTimeoutCause(parent, timeout, fmt.Errorf("no answer within the handshake's %s", timeout))
+		context.AfterFunc(ctx, cancel) // as late as that, for somebody may wait until then
+		p.ctx, p.since = ctx, now
+	}
+	return p.ctx
 }
 
 // refusal answers a handshake that the backend did not accept.

@@ -43,6 +43,7 @@ type Bridge struct {
 	parking  parking
 	crew     crew
 	clock    *clock
+	respite  respite
 	linger   time.Duration // that an idle connection stays built
 	built    atomic.Uint64 // parked connections, again
 

@@ -72,7 +72,7 @@ type Turn struct {
 	Waiter Waiter // nil: whose turn came at once
 
 	ctx     context.Context
-	unwatch func() bool // nil where the guard watches the context
+	watched bool // its waiter watches the context; else the guard does
 	asked   time.Time
 	until   time.Time // the event waits for a backend that is down up to then; zero: for Config.RetryFor
 	probe   bool      // though the backend is down
@@ -120,11 +120,11 @@ func (g *guard) state() (busy, waiting int, down bool) {
 // stands for Config.RetryFor from now, or from when it went down. A goodbye waits as long as ctx does.
 func (g *guard) enter(ctx context.Context, e *Event, until time.Time) (*Turn, *Reply) {
 	came := make(caller, 1)
-	t := &Turn{Event: e, Waiter: came, ctx: ctx, until: until}
-	t.unwatch = context.AfterFunc(ctx, func() { g.withdraw(t, context.Cause(ctx)) })
-	defer t.unwatch()
+	t := &Turn{Event: e, Waiter: came, ctx: ctx, watched: true, until: until}
 	given, none := g.ask(t)
 	if !given && none == nil {
+		unwatch := context.AfterFunc(ctx, func() { g.withdraw(t, context.Cause(ctx)) })
+		defer unwatch()
 		none = <-came
 	}
 	return t, none
@@ -140,9 +140,6 @@ func (c caller) Called(_ *Turn, none *Reply) { c <- none }
 func (g *guard) ask(t *Turn) (given bool, none *Reply) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if t.unwatch == nil {
-		g.watch(t.ctx)
-	}
 	switch {
 	case t.ctx.Err() != nil:
 		return false, g.refusal(context.Cause(t.ctx))
@@ -158,6 +155,9 @@ func (g *guard) ask(t *Turn) (given bool, none *Reply) {
 			return false, g.refusal(errDown)
 		}
 		g.tires(end)
+	}
+	if !t.watched {
+		g.watch(t.ctx)
 	}
 	g.waiting = append(g.waiting, t)
 	return false, nil
