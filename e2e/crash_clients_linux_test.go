@@ -29,6 +29,7 @@ type talk struct {
 	receive    int           // size of the client's receive buffer, in bytes; 0: the kernel's
 	pause      time.Duration // before it reads an answer
 	pings      bool          // in between
+	beats      bool          // pings and pongs behind a message
 	compressed bool
 	leaves     bool // behind each answer
 	idle       bool // until all is over
@@ -38,9 +39,11 @@ type talk struct {
 var talks = []talk{
 	{name: "idle", verb: "echo", ahead: 1, idle: true},
 	{name: "one at a time", verb: "echo", ahead: 1, size: 100},
+	{name: "one at a time, with pings and pongs behind", verb: "echo", ahead: 1, size: 100, beats: true},
 	{name: "five ahead", verb: "echo", ahead: 5, size: 400},
 	{name: "large messages in fragments, with pings", verb: "echo", ahead: 2, size: 60_000, fragment: 4096, pings: true},
 	{name: "slow to read", verb: "large", ahead: 3, receive: 4096, pause: 3 * time.Millisecond},
+	{name: "slow to read one at a time", verb: "large", ahead: 1, receive: 4096, pause: 3 * time.Millisecond},
 	{name: "compressed", verb: "echo", ahead: 2, size: 3000, compressed: true},
 	{name: "member", verb: "count", ahead: 2, member: true},
 	{name: "comes and goes", verb: "echo", ahead: 1, leaves: true},
@@ -271,7 +274,13 @@ func (c *talker) connect() (*websocket.Conn, error) {
 
 func (c *talker) say(conn *websocket.Conn, text string) error {
 	if c.fragment == 0 {
-		return conn.WriteMessage(websocket.TextMessage, []byte(text))
+		err := conn.WriteMessage(websocket.TextMessage, []byte(text))
+		for range rand.IntN(4) {
+			if c.beats && err == nil {
+				err = conn.WriteControl(websocket.PingMessage+rand.IntN(2), []byte("behind"), time.Now().Add(patience))
+			}
+		}
+		return err
 	}
 	w, err := conn.NextWriter(websocket.TextMessage)
 	for len(text) > 0 && err == nil {
