@@ -130,7 +130,6 @@ func (c *conn) opened() (parked bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.opening = false
-	c.startClock(time.Now())
 	if !c.hasEnded() {
 		c.flush()
 	}
@@ -139,6 +138,7 @@ func (c *conn) opened() (parked bool) {
 			c.build()
 		}
 	}
+	c.startClock(time.Now())
 	if c.hasEnded() {
 		c.tasks.Go(c.part)
 	} else if c.waits() {
