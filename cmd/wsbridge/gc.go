@@ -16,7 +16,7 @@ const (
 	rush     = 16 << 20
 	rushFrom = 16 << 20
 	// handshakeGarbage is what a handshake leaves behind, in bytes, about.
-	handshakeGarbage = 9 << 10
+	handshakeGarbage = 6 << 10
 	// garbagePercent is how much may pile up beside the memory of many connections. Go's 100 % would double it, and what piles up
 	// beside idle ones is left from their handshakes.
 	garbagePercent = 40
