@@ -11,10 +11,10 @@ import (
 const (
 	// garbage is how much may always pile up before it is collected, in bytes: what is left at the peak of some thousand handshakes is for the system to find.
 	garbage = 4 << 20
-	// rush is the same while messages make so much garbage that a collection for every few megabytes would cost more processor than those are worth,
-	// and rushFrom how much that is, in bytes a second.
+	// rush is the same while messages make so much garbage that a collection for every few megabytes would cost more processor than those are worth, and be what the slowest of
+	// them wait for; rushFrom is how much that is, in bytes a second: of some 4,000 messages.
 	rush     = 16 << 20
-	rushFrom = 16 << 20
+	rushFrom = 4 << 20
 	// handshakeGarbage is what a handshake leaves behind, in bytes, about.
 	handshakeGarbage = 6 << 10
 	// garbagePercent is how much may pile up beside the memory of many connections. Go's 100 % would double it, and what piles up
