@@ -71,6 +71,7 @@ func giveBack() {
 	for range time.Tick(quietEvery) {
 		metrics.Read(now)
 		if q.comes(now[0].Value.Uint64(), now[1].Value.Uint64(), now[2].Value.Uint64()) {
+			runtime.GC() // what pools have goes with the second collection
 			debug.FreeOSMemory()
 		}
 	}
