@@ -1,9 +1,11 @@
 package bridge
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -501,4 +503,49 @@ func TestAParkedConnectionIsHandedOverBehindTheAwaitedWord(t *testing.T) {
 	if got, want := s.events()[1:], []string{"message 1 behind"}; !slices.Equal(got, want) {
 		t.Errorf("the backend was told %q, want %q", got, want)
 	}
+}
+
+// TestWhatCameWithTheHandshakeIsDroppedFromNoBuffer sends a message in one piece with the handshake, and others behind it.
+func TestWhatCameWithTheHandshakeIsDroppedFromNoBuffer(t *testing.T) {
+	onKernels(t, func(t *testing.T, older bool) {
+		s := stir(t, older, 0)
+		client, err := net.Dial("tcp", s.clients.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		client.SetDeadline(time.Now().Add(patience))
+		frame := func(text string) string {
+			return string([]byte{finBit | opText, 0x80 | byte(len(text)), 0, 0, 0, 0}) + text
+		}
+		send := func(p string) {
+			if _, err := io.WriteString(client, p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		send("GET / HTTP/1.1\r\nHost: example.org\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n" + frame("hold"))
+		heard := bufio.NewReader(client)
+		if answer, err := http.ReadResponse(heard, nil); err != nil || answer.StatusCode != http.StatusSwitchingProtocols {
+			t.Fatalf("the handshake was answered %v, %v", answer, err)
+		}
+		s.await(t, "the message is posted", func() bool { return slices.Contains(s.events(), "message 1 hold") })
+		send(frame("second"))
+		c := s.serving.Load().registry.members(target{kind: toAll})[1]
+		s.await(t, "the second is read", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.record.MessagesIn == 2
+		})
+		close(s.release)
+		for _, text := range []string{"hold", "second", "third"} {
+			if text == "third" {
+				send(frame(text))
+			}
+			want := string([]byte{finBit | opText, byte(len(text))}) + text
+			got := make([]byte, len(want))
+			if _, err := io.ReadFull(heard, got); err != nil || string(got) != want {
+				t.Fatalf("heard %q, %v, want %q", got, err, want)
+			}
+		}
+	})
 }
