@@ -1,8 +1,6 @@
 package bridge
 
 import (
-	"bufio"
-	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -11,10 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
-
-	"github.com/gorilla/websocket"
 
 	"wsbridge/holder"
 	"wsbridge/upstream"
@@ -175,26 +170,6 @@ func (b *Bridge) connect(r *http.Request, c *conn) (header http.Header, refused 
 	return header, nil
 }
 
-// respite is how long handshakes wait for the backend.
-type respite struct {
-	mu    sync.Mutex
-	ctx   context.Context
-	since time.Time
-}
-
-// begin returns what ends so long behind a handshake that begins now. Those that come within a sixty-fourth of that time share one, which is that much less patient with the
-// last of them: to make one for each and to watch it was a twentieth of what opening a connection costs.
-func (p *respite) begin(parent context.Context, timeout time.Duration) context.Context {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if now := time.Now(); p.ctx == nil || now.Sub(p.since) > timeout/64 {
-		ctx, cancel := context.WithTimeoutCause(parent, timeout, fmt.Errorf("no answer within the handshake's %s", timeout))
-		context.AfterFunc(ctx, cancel) // as late as that, for somebody may wait until then
-		p.ctx, p.since = ctx, now
-	}
-	return p.ctx
-}
-
 // refusal answers a handshake that the backend did not accept.
 func refusal(w http.ResponseWriter, r *upstream.Reply) {
 	for name, values := range r.Header {
@@ -265,35 +240,6 @@ func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header
 		return false, err
 	}
 	return c.opened(), nil
-}
-
-// build gives a new connection what it is read with. The lock is held.
-func (c *conn) build() {
-	s := c.socket
-	c.busy()
-	s.buffer = bufio.NewReaderSize(s, readBuffer)
-	if c.kept != nil && c.kept.live {
-		l := newLook(c.kept, c.bridge.config.MaxMessage)
-		s.raw.Control(func(fd uintptr) { l.prepare(int(fd), 0) })
-		s.hold(l, int64(len(s.early)))
-	}
-	c.attach(c.bridge.upgradeAgain(s, c.record.Window > 0))
-}
-
-// attach makes gorilla's connection the one that is read.
-func (c *conn) attach(ws *websocket.Conn) {
-	ws.SetCloseHandler(func(int, string) error { return nil })
-	ws.SetPongHandler(func(payload string) error { // of the pongs that the guard lets pass
-		if len(payload) == 8 {
-			c.ponged([8]byte([]byte(payload)))
-		}
-		return nil
-	})
-	ws.SetPingHandler(func(payload string) error {
-		c.pong([]byte(payload))
-		return nil
-	})
-	c.socket.ws = ws
 }
 
 // malformed says what is wrong with a handshake (RFC 6455, 4.2.1), or 0.

@@ -129,7 +129,7 @@ type opening struct {
 	by      time.Time // when the request must have come
 	head    bytes.Reader
 	reader  *bufio.Reader
-	writer  *bufio.Writer // of the 101
+	writer  *bufio.Writer // of an answer that is no upgrade
 
 	header http.Header
 	status int
@@ -219,7 +219,7 @@ func (o *opening) Write(p []byte) (int, error) {
 
 var errTaken = errors.New("the connection has been taken already")
 
-// Hijack gives the connection away. Nothing has been read that is not part of the request; the writer is to be used before the handler returns.
+// Hijack gives the connection away. Nothing has been read that is not part of the request.
 func (o *opening) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if o.taken {
 		return nil, nil, errTaken

@@ -15,9 +15,8 @@ import (
 // closeWait is how long a client may take to answer our close frame, and then to close its side.
 const closeWait = 3 * time.Second
 
-// conn is one connection: a record, a socket, and what runs while something happens. Its reader lives until the client has left or nobody has used the connection for a
-// while (see park.go); the
-// forwarder while messages wait for the backend; the writer while something waits for the client; the parting once, at the end.
+// conn is one connection: a record, a socket, and what runs while something happens. Its reader lives while the connection
+// is built (see park.go); the forwarder while messages wait for the backend; the writer while something waits for the client; the parting once, at the end.
 //
 //	reader → inbox → forwarder → backend → queue → writer → client
 //	                             pushes  ↗
@@ -135,7 +134,7 @@ func (c *conn) opened() (parked bool) {
 	}
 	if c.socket.buffer == nil {
 		if parked = c.lieDown(); !parked {
-			c.build()
+			c.build(int64(len(c.socket.early)))
 		}
 	}
 	c.startClock(time.Now())

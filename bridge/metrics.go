@@ -61,7 +61,7 @@ func newMetrics(registry prometheus.Registerer, b *Bridge) *metrics {
 		registry.MustRegister(m.accepted, m.messages, m.bytes, m.closes, m.refused, m.pushes, m.dropped, m.resumed, starts{b},
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_connections", Help: "Connections open or opening."},
 				func() float64 { return float64(b.registry.count()) }),
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_connections_parked", Help: "Connections that nobody uses, of which little is in memory."},
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "wsbridge_connections_parked", Help: "Connections of which only a record and a socket are in memory."},
 				func() float64 { return float64(b.parking.parked()) }),
 			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "wsbridge_connections_built_total", Help: "Parked connections that were built, since what came for them or from them needed more than a small message does."},
 				func() float64 { return float64(b.built.Load()) }),

@@ -62,7 +62,6 @@ func (c *conn) unpark() {
 	c.bridge.built.Add(1)
 	c.kept.know(fd)
 	c.adoptAt(fd, place{tcp: c.kept.tcp, dropped: c.kept.dropped(), done: int64(c.kept.slot.Progressed().Done.Load()), read: read})
-	c.attach(c.bridge.upgradeAgain(c.socket, c.record.Window > 0))
 	c.schedule(time.Now())
 	go c.serve()
 }

@@ -1,14 +1,9 @@
 package bridge
 
 import (
-	"bufio"
 	"fmt"
-	"net"
-	"net/http"
 	"sync"
 	"time"
-
-	"github.com/gorilla/websocket"
 
 	"wsbridge/holder"
 )
@@ -312,7 +307,6 @@ func (b *Bridge) resume(k *kept, rec record, fd int, c *conn) {
 	for _, change := range changes {
 		change()
 	}
-	c.attach(b.upgradeAgain(c.socket, rec.Window > 0))
 	c.opened()
 	switch {
 	case why != nil:
@@ -341,20 +335,16 @@ func (c *conn) adopt(fd int) place {
 // adoptAt makes the socket that the descriptor stands for the connection's, where it is known where it stands. The lock is held.
 func (c *conn) adoptAt(fd int, at place) {
 	c.heard.Store(time.Now().UnixNano())
-	c.busy()
 	raw, control := resumed(fd)
 	s := &socket{Conn: heldConn{raw, control}, raw: control, owner: c, needed: time.Now().UnixNano()}
-	s.buffer = bufio.NewReaderSize(s, readBuffer)
+	s.guard.offset = max(at.done, at.answering, at.dropped, at.read)
 	c.socket = s
 	k := c.kept
-	l := newLook(k, c.bridge.config.MaxMessage)
 	k.live, k.known, k.tcp = true, true, at.tcp
-	s.hold(l, at.dropped)
+	c.build(at.dropped)
 	if at.done > at.dropped { // answered, and not dropped yet
 		s.drop(at.done)
 	}
-	s.guard.offset = max(at.done, at.answering, at.dropped, at.read)
-	control.Control(func(fd uintptr) { l.prepare(int(fd), s.guard.offset-l.dropped.Load()) })
 	c.record.Position = s.guard.offset
 	c.posted, c.attempt = int64(k.slot.Posted.Load()), int(k.slot.Attempt.Load())
 }
@@ -481,44 +471,3 @@ func (c *conn) fate(at place) *Close {
 }
 
 var errRestarted = fmt.Errorf("the program was restarted while the message was at the backend")
-
-// upgradeAgain returns gorilla's connection for a socket whose handshake has been: the same handshake again, whose answer is swallowed.
-func (b *Bridge) upgradeAgain(s *socket, compressed bool) *websocket.Conn {
-	r := &http.Request{Method: http.MethodGet, Header: handshakeAgain}
-	upgrader := b.upgrader
-	if upgrader.EnableCompression = compressed; compressed {
-		r = &http.Request{Method: http.MethodGet, Header: handshakeCompressed}
-	}
-	ws, err := upgrader.Upgrade(again{s}, r, nil)
-	if err != nil {
-		panic(fmt.Sprintf("a handshake of ours is refused: %v", err)) // whatever the client
-	}
-	return ws
-}
-
-var (
-	handshakeAgain = http.Header{
-		"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"AAAAAAAAAAAAAAAAAAAAAA=="},
-	}
-	handshakeCompressed = http.Header{
-		"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"AAAAAAAAAAAAAAAAAAAAAA=="},
-		"Sec-Websocket-Extensions": {"permessage-deflate"},
-	}
-)
-
-// again is the http.ResponseWriter of a handshake that has been.
-type again struct{ socket *socket }
-
-// Header returns nothing that is sent.
-func (again) Header() http.Header { return http.Header{} }
-
-// Write swallows.
-func (again) Write(p []byte) (int, error) { return len(p), nil }
-
-// WriteHeader swallows.
-func (again) WriteHeader(int) {}
-
-// Hijack returns the socket.
-func (a again) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return a.socket, bufio.NewReadWriter(a.socket.buffer, bufio.NewWriterSize(a.socket, 16)), nil
-}

@@ -13,7 +13,7 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// readBuffer is gorilla's read buffer, in bytes: the smallest that holds a control frame whole. A connection keeps it all its life.
+// readBuffer is gorilla's read buffer, in bytes: the smallest that holds a control frame whole. A connection keeps it for as long as it is built.
 const readBuffer = 288
 
 // writeChunk is how much is written under one deadline, in bytes: a large message on a slow line is fine as long as it gets on.
