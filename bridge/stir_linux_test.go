@@ -104,6 +104,30 @@ func (s *stirred) hears(t *testing.T, kind int, text string) {
 	}
 }
 
+// says sends a message, and hears it come back.
+func (s *stirred) says(t *testing.T, text string) {
+	t.Helper()
+	s.sends(t, websocket.TextMessage, text)
+	s.hears(t, websocket.TextMessage, text)
+}
+
+// holds sends a message that is not answered before the release, and waits until it is posted.
+func (s *stirred) holds(t *testing.T) {
+	t.Helper()
+	s.sends(t, websocket.TextMessage, "hold")
+	s.await(t, "the message is posted", func() bool { return slices.Contains(s.events(), "message 1 hold") })
+}
+
+// isPushed pushes a message to all, which is accepted.
+func (s *stirred) isPushed(t *testing.T, text string) {
+	t.Helper()
+	answer, err := http.Post(s.pushes.URL+"/connections", "text/plain", strings.NewReader(text))
+	if err != nil || answer.StatusCode != http.StatusAccepted {
+		t.Fatalf("push = %v, %v", answer, err)
+	}
+	answer.Body.Close()
+}
+
 // pongs sends a pong behind a message that is under way, and waits until it is dealt with.
 func (s *stirred) pongs(t *testing.T) {
 	t.Helper()
@@ -150,8 +174,7 @@ func TestAParkedConnectionsMessageIsReadAsItLies(t *testing.T) {
 func TestWhatAMessageNeedsIsPutAwayBehindIt(t *testing.T) {
 	s := stir(t, false, 20*time.Millisecond)
 	for _, text := range []string{"hello", "join", "hello"} {
-		s.sends(t, websocket.TextMessage, text)
-		s.hears(t, websocket.TextMessage, text)
+		s.says(t, text)
 		c := s.conn()
 		s.await(t, "its handshake and its work are gone", func() bool {
 			c.mu.Lock()
@@ -167,8 +190,7 @@ func TestABuiltConnectionIsParkedThoughItsClientGoesOn(t *testing.T) {
 		builds func(t *testing.T, s *stirred)
 	}{
 		{"behind a message under way", func(t *testing.T, s *stirred) {
-			s.sends(t, websocket.TextMessage, "hold")
-			s.await(t, "it is posted", func() bool { return slices.Contains(s.events(), "message 1 hold") })
+			s.holds(t)
 			s.sends(t, websocket.TextMessage, "second")
 			s.await(t, "the second is read", func() bool { return s.serving.Load().built.Load() == 1 })
 			close(s.release)
@@ -177,21 +199,18 @@ func TestABuiltConnectionIsParkedThoughItsClientGoesOn(t *testing.T) {
 		}},
 		{"a large message", func(t *testing.T, s *stirred) {
 			text := strings.Repeat("x", glanceBuffer)
-			s.sends(t, websocket.TextMessage, text)
-			s.hears(t, websocket.TextMessage, text)
+			s.says(t, text)
 		}},
 		{"a message too soon for its rate", func(t *testing.T, s *stirred) {
 			c := s.conn()
 			c.mu.Lock()
 			c.rate = ratelimit.Config{Messages: 50, MessagesBurst: 1}.Connection()
 			c.mu.Unlock()
-			s.sends(t, websocket.TextMessage, "in time")
-			s.hears(t, websocket.TextMessage, "in time")
+			s.says(t, "in time")
 			if n := s.serving.Load().built.Load(); n > 0 {
 				t.Errorf("a message in time has built it %d times", n)
 			}
-			s.sends(t, websocket.TextMessage, "too soon")
-			s.hears(t, websocket.TextMessage, "too soon")
+			s.says(t, "too soon")
 			c.mu.Lock()
 			c.rate = nil
 			c.mu.Unlock()
@@ -206,12 +225,10 @@ func TestABuiltConnectionIsParkedThoughItsClientGoesOn(t *testing.T) {
 					t.Fatalf("it was built %d times, and %d are parked", n, parkedOf(b))
 				}
 				s.await(t, "it is parked", func() bool { // without a pause
-					s.sends(t, websocket.TextMessage, "on and on")
-					s.hears(t, websocket.TextMessage, "on and on")
+					s.says(t, "on and on")
 					return parkedOf(b) == 1
 				})
-				s.sends(t, websocket.TextMessage, "and on")
-				s.hears(t, websocket.TextMessage, "and on")
+				s.says(t, "and on")
 				if n := b.built.Load(); n != 1 || parkedOf(b) != 1 {
 					t.Errorf("it was built %d times, and %d are parked", n, parkedOf(b))
 				}
@@ -222,12 +239,8 @@ func TestABuiltConnectionIsParkedThoughItsClientGoesOn(t *testing.T) {
 
 func TestWhatABuiltConnectionIsNeededFor(t *testing.T) {
 	s := stir(t, false, 0)
-	send := func(text string) {
-		s.sends(t, websocket.TextMessage, text)
-		s.hears(t, websocket.TextMessage, text)
-	}
 	large := strings.Repeat("x", glanceBuffer)
-	send(large)
+	s.says(t, large)
 	c := s.conn()
 	needed := func() int64 {
 		c.mu.Lock()
@@ -249,12 +262,11 @@ func TestWhatABuiltConnectionIsNeededFor(t *testing.T) {
 		does  func()
 		needs bool
 	}{
-		{"a small message", func() { send("small") }, false},
-		{"a large message", func() { send(large) }, true},
-		{"a small message again", func() { send("small") }, false},
+		{"a small message", func() { s.says(t, "small") }, false},
+		{"a large message", func() { s.says(t, large) }, true},
+		{"a small message again", func() { s.says(t, "small") }, false},
 		{"a message behind another", func() {
-			s.sends(t, websocket.TextMessage, "hold")
-			s.await(t, "it is posted", func() bool { return slices.Contains(s.events(), "message 1 hold") })
+			s.holds(t)
 			before := received()
 			s.sends(t, websocket.TextMessage, "second")
 			s.await(t, "the second is read", func() bool { return received() > before })
@@ -264,17 +276,14 @@ func TestWhatABuiltConnectionIsNeededFor(t *testing.T) {
 		}, true},
 		{"a message too soon for its rate", func() {
 			limited(ratelimit.Config{Messages: 50, MessagesBurst: 1}.Connection())
-			send("in time")
-			send("too soon")
+			s.says(t, "in time")
+			s.says(t, "too soon")
 			limited(nil)
 		}, true},
 		{"a push that its client does not take at once", func() {
 			text, pushes, waits := strings.Repeat("x", 256<<10), 0, false
 			for ; !waits; pushes++ {
-				answer, err := http.Post(s.pushes.URL+"/connections", "text/plain", strings.NewReader(text))
-				if err != nil || answer.StatusCode != http.StatusAccepted {
-					t.Fatalf("push = %v, %v", answer, err)
-				}
+				s.isPushed(t, text)
 				c.mu.Lock()
 				waits = c.waits()
 				c.mu.Unlock()
@@ -284,15 +293,12 @@ func TestWhatABuiltConnectionIsNeededFor(t *testing.T) {
 			}
 		}, true},
 		{"a push that it takes", func() {
-			answer, err := http.Post(s.pushes.URL+"/connections", "text/plain", strings.NewReader("pushed"))
-			if err != nil || answer.StatusCode != http.StatusAccepted {
-				t.Fatalf("push = %v, %v", answer, err)
-			}
+			s.isPushed(t, "pushed")
 			s.hears(t, websocket.TextMessage, "pushed")
 		}, false},
 		{"a message in time for its rate", func() {
 			limited(ratelimit.Config{Messages: 1, MessagesBurst: 1}.Connection())
-			send("in time")
+			s.says(t, "in time")
 			limited(nil)
 		}, false},
 	} {
@@ -307,8 +313,7 @@ func TestWhatABuiltConnectionIsNeededFor(t *testing.T) {
 func TestWhatComesBehindAParkedConnectionsMessage(t *testing.T) {
 	hold := func(t *testing.T, older bool) *stirred {
 		s := stir(t, older, 0)
-		s.sends(t, websocket.TextMessage, "hold")
-		s.await(t, "the message is posted", func() bool { return slices.Contains(s.events(), "message 1 hold") })
+		s.holds(t)
 		return s
 	}
 	for _, test := range []struct {
@@ -398,10 +403,7 @@ func TestWhatComesBehindAParkedConnectionsMessage(t *testing.T) {
 			s.await(t, "its goodbye is said", func() bool { return slices.Contains(s.events(), "disconnect 1 1006") })
 		}},
 		{"a push", func(t *testing.T, s *stirred) {
-			answer, err := http.Post(s.pushes.URL+"/connections", "text/plain", strings.NewReader("pushed"))
-			if err != nil || answer.StatusCode != http.StatusAccepted {
-				t.Fatalf("push = %v, %v", answer, err)
-			}
+			s.isPushed(t, "pushed")
 			s.hears(t, websocket.TextMessage, "pushed")
 			close(s.release)
 			s.hears(t, websocket.TextMessage, "hold")
