@@ -31,8 +31,11 @@ func (*Link) Serial() uint32 { return 0 }
 // Table returns nil.
 func (*Link) Table() *Table { return nil }
 
-// Listener returns nil.
-func (*Link) Listener(string, string) (net.Listener, error) { return nil, nil }
+// Claim returns false.
+func (*Link) Claim(string, string) bool { return false }
+
+// Listener returns an error.
+func (*Link) Listener(string, string) (net.Listener, error) { return nil, errNotHere }
 
 // Unclaimed returns nil.
 func (*Link) Unclaimed() []string { return nil }

@@ -246,7 +246,7 @@ type Link struct {
 	table     *Table
 	listeners []address
 	fds       []int    // of the listeners
-	claimed   []string // addresses of those that were asked for
+	claimed   []string // addresses of some of them
 }
 
 // Attach returns the link of a process that a holder has started, or false for another.
@@ -283,25 +283,38 @@ func (l *Link) Serial() uint32 { return l.serial }
 // Table returns the table of the connections.
 func (l *Link) Table() *Table { return l.table }
 
-// Listener returns the listener that the holder keeps under that name for that address, or nil. What systemd has passed on goes by its address alone.
-func (l *Link) Listener(name, address string) (net.Listener, error) {
-	for i, kept := range l.listeners {
-		if kept.Name != name && kept.Name != "" || kept.Address != address && (kept.Name != "" || kept.Address != bound(address)) {
-			continue
-		}
-		l.claimed = append(l.claimed, kept.Address)
-		fd, err := unix.FcntlInt(uintptr(l.fds[i]), unix.F_DUPFD_CLOEXEC, linkFd+1)
-		if err != nil {
-			return nil, err
-		}
-		file := os.NewFile(uintptr(fd), address)
-		defer file.Close()
-		return net.FileListener(file)
+// Claim reports whether there is a listener under that name for that address: the holder keeps it, or KeepListener has given it. What systemd has passed on goes by its address alone.
+func (l *Link) Claim(name, address string) bool {
+	i := l.find(name, address)
+	if i >= 0 {
+		l.claimed = append(l.claimed, l.listeners[i].Address)
 	}
-	return nil, nil
+	return i >= 0
 }
 
-// Unclaimed returns the addresses at which systemd listens for this program, and Listener has not been asked for.
+// find returns which of the listeners is meant, or -1.
+func (l *Link) find(name, addr string) int {
+	return slices.IndexFunc(l.listeners, func(kept address) bool {
+		return kept.Name == name && kept.Address == addr || kept.Name == "" && (kept.Address == addr || kept.Address == bound(addr))
+	})
+}
+
+// Listener returns a listener of which Claim has said that it is there, or an error. From then on whoever connects wakes this process, whether it accepts or not.
+func (l *Link) Listener(name, address string) (net.Listener, error) {
+	i := l.find(name, address)
+	if i < 0 {
+		return nil, fmt.Errorf("listen on %q: the holder keeps no such listener for %s", address, name)
+	}
+	fd, err := unix.FcntlInt(uintptr(l.fds[i]), unix.F_DUPFD_CLOEXEC, linkFd+1)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), address)
+	defer file.Close()
+	return net.FileListener(file)
+}
+
+// Unclaimed returns the addresses at which systemd listens for this program, and which nobody has claimed.
 func (l *Link) Unclaimed() []string {
 	var addresses []string
 	for _, kept := range l.listeners {
@@ -326,7 +339,7 @@ func bound(address string) string {
 	return address
 }
 
-// CloseListeners gives up what Listener has not been asked for again.
+// CloseListeners gives up all listeners. What Listener has returned stays the caller's.
 func (l *Link) CloseListeners() {
 	for _, fd := range l.fds {
 		unix.Close(fd)

@@ -127,10 +127,10 @@ func workWith(link *holder.Link, s settings, environ []string, stderr io.Writer)
 		return err
 	}
 	defer w.service.close()
-	if w.clients, err = w.listen("clients", "WSBRIDGE_LISTEN", s.Process.Listen); err != nil {
+	if err := w.bind(clientDoor, "WSBRIDGE_LISTEN", s.Process.Listen); err != nil {
 		return err
 	}
-	if w.pushes, err = w.listen("pushes", "WSBRIDGE_PUSH_LISTEN", s.Process.PushListen); err != nil {
+	if err := w.bind(pushDoor, "WSBRIDGE_PUSH_LISTEN", s.Process.PushListen); err != nil {
 		return err
 	}
 	for _, address := range link.Unclaimed() {
@@ -144,32 +144,39 @@ func workWith(link *holder.Link, s settings, environ []string, stderr io.Writer)
 
 // worker is what a worker has.
 type worker struct {
-	link            *holder.Link
-	settings        settings
-	environ         []string
-	log             *slog.Logger
-	level           *logLevel
-	service         *service
-	clients, pushes net.Listener
-	doors           *doors
-	arrived         []holder.Conn // before Go
+	link     *holder.Link
+	settings settings
+	environ  []string
+	log      *slog.Logger
+	level    *logLevel
+	service  *service
+	doors    *doors        // while it serves
+	arrived  []holder.Conn // before Go
 }
 
-// listen returns the listener that the holder keeps for the address, or opens it and gives it to the holder.
-func (w *worker) listen(name, variable, address string) (net.Listener, error) {
-	l, err := w.link.Listener(name, address)
-	if err == nil && l == nil {
-		if l, err = listen(context.Background(), address, w.settings.Process.SocketMode); err == nil {
-			err = w.link.KeepListener(name, address, l)
+// The names under which the holder keeps listeners.
+const (
+	clientDoor = "clients"
+	pushDoor   = "pushes"
+)
+
+// bind sees to it that the holder keeps a listener for the address. This worker has none before it serves: each client and each pusher that comes wakes every process which waits on
+// the listener, and a spare waits as long as another worker serves.
+func (w *worker) bind(name, variable, address string) error {
+	if w.link.Claim(name, address) {
+		return nil
+	}
+	l, err := listen(context.Background(), address, w.settings.Process.SocketMode)
+	if err == nil {
+		if unix, ok := l.(*net.UnixListener); ok {
+			unix.SetUnlinkOnClose(false) // it goes on with the holder
 		}
+		err = errors.Join(w.link.KeepListener(name, address, l), l.Close())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", variable, err)
+		return fmt.Errorf("%s: %w", variable, err)
 	}
-	if unix, ok := l.(*net.UnixListener); ok {
-		unix.SetUnlinkOnClose(false) // others may listen there when this worker ends
-	}
-	return l, nil
+	return nil
 }
 
 // run does what the holder says.
@@ -284,21 +291,18 @@ func (w *worker) serve(start holder.Start) error {
 	count := len(w.arrived)
 	w.service.bridge.Resume(w.arrived, start)
 	w.arrived = nil
-	if w.clients == nil {
-		var err error
-		if w.clients, err = w.listen("clients", "WSBRIDGE_LISTEN", w.settings.Process.Listen); err != nil {
-			return err
-		}
-		if w.pushes, err = w.listen("pushes", "WSBRIDGE_PUSH_LISTEN", w.settings.Process.PushListen); err != nil {
-			return err
-		}
-	}
-	doors, err := w.service.open(w.clients, w.pushes)
+	clients, err := w.link.Listener(clientDoor, w.settings.Process.Listen)
 	if err != nil {
 		return err
 	}
-	w.doors = doors
-	w.log.Info("serving", "cause", start.Cause, "listen", w.clients.Addr().String(), "push_listen", w.pushes.Addr().String(), "backend", w.settings.Backend.URL.String(),
+	pushes, err := w.link.Listener(pushDoor, w.settings.Process.PushListen)
+	if err != nil {
+		return err
+	}
+	if w.doors, err = w.service.open(clients, pushes); err != nil {
+		return err
+	}
+	w.log.Info("serving", "cause", start.Cause, "listen", clients.Addr().String(), "push_listen", pushes.Addr().String(), "backend", w.settings.Backend.URL.String(),
 		"version", version(), "resumed", count, "seconds", time.Since(began).Seconds())
 	return w.link.Serving(start.Cause)
 }
@@ -306,7 +310,7 @@ func (w *worker) serve(start holder.Start) error {
 // suspend hands over to the worker that is to serve. The channel it returns is closed when nothing is left to do.
 func (w *worker) suspend() <-chan struct{} {
 	d := w.doors
-	w.doors, w.clients, w.pushes = nil, nil, nil
+	w.doors = nil
 	d.clients.Close()
 	d.pushes.Close()
 	network, place := d.pushes.Addr().Network(), d.pushes.Addr().String()
