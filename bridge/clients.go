@@ -162,11 +162,10 @@ func (o *opening) readAtOnce() (there bool) {
 	if err != nil {
 		return false
 	}
-	raw.Read(func(fd uintptr) bool {
+	raw.Control(func(fd uintptr) {
 		if n, again, err := receiveNoWait(int(fd), o.buffer[:]); !again && err == nil {
 			o.have = n
 		}
-		return true
 	})
 	return o.have > 0 && o.isThere()
 }

@@ -125,6 +125,7 @@ func door(t *testing.T, plain bool) (address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	listener = Unpolled(listener)
 	server := &http.Server{Handler: b, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
 	server.SetKeepAlivesEnabled(false)
 	clients := b.Clients(server)
@@ -217,6 +218,7 @@ func TestAClientHasTheHandshakesTimeOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	listener = Unpolled(listener)
 	go clients.Serve(listener)
 	defer clients.Close()
 	defer listener.Close()
@@ -242,6 +244,7 @@ func TestAClientThatSaysNothingIsClosedAtTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	listener = Unpolled(listener)
 	served := make(chan error, 1)
 	go func() { served <- clients.Serve(listener) }()
 	for _, said := range []string{"", "GET /ws HT"} {

@@ -106,7 +106,7 @@ func start(t testing.TB, change func(*options)) *rig {
 		t.Fatal(err)
 	}
 
-	clients, pushes := listen(t), listen(t)
+	clients, pushes := bridge.Unpolled(listen(t)), listen(t)
 	r.address, r.push = clients.Addr().String(), "http://"+pushes.Addr().String()
 	var b *bridge.Bridge
 	var client *upstream.Client

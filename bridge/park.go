@@ -161,18 +161,36 @@ func (c *conn) lieDown() bool {
 	if s.held != nil && (s.buffer.Buffered() > 0 || s.guard.offset != s.held.dropped.Load()) {
 		return false
 	}
-	fd := duplicate(s.raw)
+	conn := s.Conn.(heldConn).Conn
+	fd, sole := -1, false
+	bare, ok := conn.(interface {
+		surrender() (fd int)
+		takeBack(fd int)
+	})
+	if ok {
+		fd = bare.surrender()
+		sole = fd >= 0
+	}
+	if !sole {
+		fd = duplicate(s.raw)
+	}
 	if fd < 0 {
 		return false
 	}
 	if c.bridge.parking.add(fd, c) != nil {
-		closeDuplicate(fd)
+		if sole {
+			bare.takeBack(fd)
+		} else {
+			closeDuplicate(fd)
+		}
 		return false
 	}
 	if s.held != nil {
 		s.held.stop()
 	}
-	s.Conn.(heldConn).Conn.Close() // the descriptor alone
+	if !sole {
+		conn.Close() // the descriptor alone
+	}
 	c.parked, c.socket = int32(fd), nil
 	c.unburden()
 	c.putAway()

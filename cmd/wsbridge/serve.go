@@ -139,6 +139,9 @@ type doors struct {
 // open serves on the listeners.
 func (v *service) open(clients, pushes net.Listener) (*doors, error) {
 	s, b := v.settings, v.bridge
+	if v.pair == nil { // TLS always waits
+		clients = bridge.Unpolled(clients)
+	}
 	// Some more sockets than connections may be open: handshakes, and clients on their way out.
 	capped := &cappedListener{Listener: clients, max: int64(s.Bridge.MaxConnections) + int64(s.Bridge.MaxConnections)/32 + 16, connections: b.Upgraded}
 	var inner net.Listener = capped
