@@ -147,6 +147,14 @@ func (c *conn) opened() (parked bool) {
 	return parked
 }
 
+// greeting takes what waits first on a connection that opens, if it can go out with the 101. The lock is held.
+func (c *conn) greeting(now time.Time) (f frame, ok bool) {
+	if c.hasEnded() || c.work == nil || len(c.out.messages) == 0 || len(c.out.messages[0].wire) > writeChunk || c.out.messages[0].expired(now) {
+		return frame{}, false
+	}
+	return c.out.take(), true
+}
+
 // flush writes what waits as far as the socket takes it at once. What the backend has said to a new connection is all that most are ever sent, and then it needs no
 // writer. The lock is held.
 func (c *conn) flush() {

@@ -33,6 +33,8 @@ type record struct {
 // idAlphabet keeps the order of the bytes it encodes, is safe in a URL and has no letters that look alike in one case.
 const idAlphabet = "0123456789abcdefghijklmnopqrstuv"
 
+var idEncoding = base32.NewEncoding(idAlphabet).WithPadding(base32.NoPadding)
+
 // newID returns an id of 36 characters: 56 bits of microseconds, no two the same, so that ids sort by time, and 120 random bits, so
 // that nobody guesses one.
 func (b *Bridge) newID(now time.Time) string {
@@ -49,7 +51,7 @@ func (b *Bridge) newID(now time.Time) string {
 	binary.BigEndian.PutUint64(stamp[:], uint64(at))
 	copy(raw[:7], stamp[1:])
 	rand.Read(raw[7:]) // never fails, since Go 1.24
-	return base32.NewEncoding(idAlphabet).WithPadding(base32.NoPadding).EncodeToString(raw[:])
+	return idEncoding.EncodeToString(raw[:])
 }
 
 // event returns the connection's next event. The position is where in the client's stream it happened: 0 for the handshake, then one more

@@ -131,10 +131,16 @@ func (s *socket) Write(p []byte) (int, error) { return len(p), nil }
 // SetWriteDeadline does nothing for gorilla: the deadlines are the writer's.
 func (s *socket) SetWriteDeadline(time.Time) error { return nil }
 
-// open writes the 101. The timeout bounds how long it may make no progress.
+// open writes the 101, and with it what waits first for the client: for most what the backend has said to them as they came, and a segment and a system call of its own otherwise. The timeout
+// bounds how long it may make no progress.
 func (s *socket) open(p []byte, timeout time.Duration) error {
 	c := s.owner
+	now := time.Now()
 	c.mu.Lock()
+	f, greeted := c.greeting(now)
+	if greeted {
+		p = append(p, f.wire...)
+	}
 	c.kept.begin(p, nil, nil)
 	c.mu.Unlock()
 	if n := s.tryWrite(p); n < len(p) {
@@ -142,12 +148,16 @@ func (s *socket) open(p []byte, timeout time.Duration) error {
 			return err
 		}
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.kept != nil {
-		c.mu.Lock()
 		c.kept.opens()
-		c.kept.finish(true, p, nil)
-		c.mu.Unlock()
 	}
+	if greeted {
+		c.sent(f, now)
+		c.bridge.metrics.sent(f.messages, f.payload)
+	}
+	c.kept.finish(true, p, nil)
 	return nil
 }
 

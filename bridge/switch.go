@@ -10,7 +10,7 @@ import (
 // switching returns the answer by which a connection becomes a WebSocket (RFC 6455, 4.2.2), to a handshake with that Sec-WebSocket-Key. The header is what it has beside; where
 // messages may be compressed the client is told how far, and of the window that it has asked us to keep to, which is 0 if it has not (RFC 7692, 7.1).
 func switching(key string, header http.Header, compressed bool, window int) []byte {
-	digest := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	digest := sha1.Sum(append(append(make([]byte, 0, 64), key...), "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"...))
 	p := make([]byte, 0, 256)
 	p = append(p, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "...)
 	p = append(base64.StdEncoding.AppendEncode(p, digest[:]), "\r\n"...)
