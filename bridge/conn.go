@@ -149,7 +149,7 @@ func (c *conn) opened() (parked bool) {
 
 // greeting takes what waits first on a connection that opens, if it can go out with the 101. The lock is held.
 func (c *conn) greeting(now time.Time) (f frame, ok bool) {
-	if c.hasEnded() || c.work == nil || len(c.out.messages) == 0 || len(c.out.messages[0].wire) > writeChunk || c.out.messages[0].expired(now) {
+	if c.work == nil || len(c.out.messages) == 0 || len(c.out.messages[0].wire) > writeChunk || c.out.messages[0].expired(now) {
 		return frame{}, false
 	}
 	return c.out.take(), true

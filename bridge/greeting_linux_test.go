@@ -1,6 +1,7 @@
 package bridge_test
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -40,8 +41,28 @@ func TestAGreetingComesWithTheAnswerToTheHandshake(t *testing.T) {
 			})
 			c := r.dial(t, "/ws", "Sec-WebSocket-Protocol: chat")
 			c.want(test.want...)
-			if n := c.segments(t); test.together && n != 1 {
+			if !test.together {
+				return
+			}
+			if n := c.segments(t); n != 1 {
 				t.Errorf("what the client was sent came in %d segments, want 1", n)
+			}
+			bytes := 0
+			for _, f := range test.want {
+				bytes += len(f.payload)
+			}
+			id := r.await(t, "/ws", "connect")[0].header.Get("ce-connectionid")
+			answer, err := http.Get(r.push + "/connections/" + id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer answer.Body.Close()
+			list, err := io.ReadAll(answer.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := fmt.Sprintf(`"messages_out":%d,"bytes_in":0,"bytes_out":%d`, len(test.want), bytes); !strings.Contains(string(list), want) {
+				t.Errorf("the connection is %s, want %s", list, want)
 			}
 		})
 	}

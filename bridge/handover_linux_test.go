@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -100,7 +101,7 @@ type relay struct {
 	t       *testing.T
 	config  Config
 	backend upstream.Config
-	clients *httptest.Server
+	clients net.Listener
 	pushes  *httptest.Server
 	older   bool // the kernel
 	linger  time.Duration
@@ -124,9 +125,14 @@ func newRelay(t *testing.T, older bool, backend http.HandlerFunc, change func(*C
 	if err := r.backend.URL.UnmarshalText([]byte(application.URL)); err != nil {
 		t.Fatal(err)
 	}
-	r.clients = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { r.serving.Load().ServeHTTP(w, req) }))
-	r.clients.Config.SetKeepAlivesEnabled(false)
-	r.clients.Start()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.clients = Unpolled(l)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { r.serving.Load().ServeHTTP(w, req) })}
+	server.SetKeepAlivesEnabled(false)
+	go acceptAll(r.clients, func(conn net.Conn) { go r.serving.Load().Clients(server).serve(conn) })
 	r.pushes = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.serving.Load().Push(http.NotFoundHandler(), http.NotFoundHandler()).ServeHTTP(w, req)
 	}))
@@ -239,7 +245,7 @@ func (r *relay) finish() {
 // dial opens a connection through the relay.
 func (r *relay) dial(path string) *websocket.Conn {
 	r.t.Helper()
-	c, _, err := websocket.DefaultDialer.Dial("ws"+strings.TrimPrefix(r.clients.URL, "http")+path, nil)
+	c, _, err := websocket.DefaultDialer.Dial("ws://"+r.clients.Addr().String()+path, nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -511,7 +511,7 @@ func TestAParkedConnectionIsHandedOverBehindTheAwaitedWord(t *testing.T) {
 func TestWhatCameWithTheHandshakeIsDroppedFromNoBuffer(t *testing.T) {
 	onKernels(t, func(t *testing.T, older bool) {
 		s := stir(t, older, 0)
-		client, err := net.Dial("tcp", s.clients.Listener.Addr().String())
+		client, err := net.Dial("tcp", s.clients.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
+	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"golang.org/x/sys/unix"
 )
 
@@ -209,5 +212,35 @@ func TestClosingAnUnpolledListenerEndsAccept(t *testing.T) {
 	if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
 		c.Close()
 		t.Error("somebody still listens")
+	}
+}
+
+// A socket that can't be watched with the parked ones is read as if there were none.
+func TestAConnectionThatCanNotBeParkedIsServed(t *testing.T) {
+	r := newRelay(t, false, func(w http.ResponseWriter, req *http.Request) { io.Copy(w, req.Body) }, nil)
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	p := &r.serving.Load().parking
+	p.mu.Lock()
+	p.epoll = out // which watches nothing
+	p.raw, err = out.SyscallConn()
+	p.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := r.dial("/")
+	for _, want := range []string{"hello", "again"} {
+		if err := c.WriteMessage(websocket.TextMessage, []byte(want)); err != nil {
+			t.Fatal(err)
+		}
+		if got := receive(t, c); got != want {
+			t.Errorf("got = %q, want %q", got, want)
+		}
+	}
+	if _, err := out.Stat(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the watch that fails has not been tried: %v", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/big"
 	"net"
@@ -375,14 +376,22 @@ func TestTheLogHasALineForEachConnectionAndNoSecret(t *testing.T) {
 
 func TestMetricsShowWhatExists(t *testing.T) {
 	t.Parallel()
-	b := newBackend(t, echo)
+	b := newBackend(t, func(w http.ResponseWriter, e event) {
+		if e.kind == "connect" {
+			io.WriteString(w, "welcome")
+			return
+		}
+		echo(w, e)
+	})
 	s := serve(t, "WSBRIDGE_BACKEND_URL="+b.URL)
 	c := connect(t, websocket.Dialer{}, "ws://"+s.clients+"/ws", nil)
+	c.hears(t, websocket.TextMessage, "welcome")
 	c.says(t, websocket.TextMessage, "hello")
 	c.hears(t, websocket.TextMessage, "hello")
 	s.push(t, b.expect(t, "connect").connection, "pushed")
 	c.hears(t, websocket.TextMessage, "pushed")
 	gone := connect(t, websocket.Dialer{}, "ws://"+s.clients+"/ws", nil)
+	gone.hears(t, websocket.TextMessage, "welcome")
 	gone.leaves(t, 1000)
 	s.awaitLine(t, "connection ended")
 	refused(t, websocket.Dialer{}, "ws://"+s.clients+"/ws", http.Header{"Origin": {"https://other.example"}})
@@ -398,9 +407,9 @@ func TestMetricsShowWhatExists(t *testing.T) {
 		`wsbridge_event_duration_seconds_count{type="message"} 1`,
 		"wsbridge_events_in_flight ",
 		`wsbridge_messages_total{direction="in"} 1`,
-		`wsbridge_messages_total{direction="out"} 2`,
+		`wsbridge_messages_total{direction="out"} 4`,
 		`wsbridge_message_bytes_total{direction="in"} 5`,
-		`wsbridge_message_bytes_total{direction="out"} 11`,
+		`wsbridge_message_bytes_total{direction="out"} 25`,
 		`wsbridge_pushes_total{verdict="queued"} 1`,
 		"wsbridge_queue_bytes 0",
 		"wsbridge_goodbyes_waiting ",
