@@ -125,6 +125,9 @@ func TestAnUnpolledConnectionIsPolledWhenSomebodyWaits(t *testing.T) {
 	if failure, ok := errors.AsType[*net.OpError](err); !ok || !failure.Timeout() || failure.Op != "read" {
 		t.Errorf("a read that takes too long fails with %#v, want a timeout of package net", err)
 	}
+	if fd := u.surrender(); fd >= 0 {
+		t.Errorf("descriptor %d is given away, which Go's poller has", fd)
+	}
 	ours.SetDeadline(time.Time{})
 	many := bytes.Repeat([]byte{'x'}, 8<<20) // more than the buffers take
 	written := make(chan error, 1)
