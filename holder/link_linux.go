@@ -75,9 +75,10 @@ type handBack struct {
 // line is one end of a link.
 type line struct {
 	*net.UnixConn
-	raw  syscall.RawConn
-	send sync.Mutex // guards the following
-	out  []byte
+	raw     syscall.RawConn
+	send    sync.Mutex // guards the following
+	sending *letter
+	out     []byte
 }
 
 // newLine returns the end that the descriptor stands for, which it owns.
@@ -94,7 +95,7 @@ func newLine(fd int) (*line, error) {
 		return nil, errors.New("it is no unix socket")
 	}
 	raw, err := link.SyscallConn()
-	return &line{UnixConn: link, raw: raw}, err
+	return &line{UnixConn: link, raw: raw, sending: newLetter(unix.SYS_SENDMSG, unix.MSG_NOSIGNAL)}, err
 }
 
 // linkPair returns the two ends of a link, as descriptors.
@@ -117,82 +118,103 @@ func (l *line) write(p packet) error {
 	l.out = binary.LittleEndian.AppendUint32(l.out, p.a)
 	l.out = binary.LittleEndian.AppendUint32(l.out, p.b)
 	l.out = append(l.out, p.body...)
-	piece := unix.Iovec{Base: &l.out[0]}
-	piece.SetLen(len(l.out))
-	header := unix.Msghdr{Iov: &piece}
-	header.SetIovlen(1)
+	var rights []byte
 	if len(p.fds) > 0 {
-		rights := unix.UnixRights(p.fds...)
-		header.Control = &rights[0]
-		header.SetControllen(len(rights))
+		rights = unix.UnixRights(p.fds...)
 	}
-	_, err := l.call("sendmsg", unix.SYS_SENDMSG, l.raw.Write, &header, unix.MSG_NOSIGNAL)
-	return err
+	l.sending.holds(l.out, rights)
+	if err := l.raw.Write(l.sending.once); err != nil {
+		return err
+	}
+	return l.sending.failure("sendmsg")
 }
 
-// call makes a system call with a message as soon as it need not wait, and returns how many bytes that has. Go's scheduler is not told of it, which would look after the thread every
-// 20 us for as long as clients come: a quarter of what the holder does for one.
-func (l *line) call(name string, number uintptr, once func(func(fd uintptr) bool) error, header *unix.Msghdr, flags uintptr) (n int, err error) {
-	var failure syscall.Errno
-	err = once(func(fd uintptr) bool {
-		var size uintptr
-		for failure = unix.EINTR; failure == unix.EINTR; {
-			size, _, failure = unix.RawSyscall(number, fd, uintptr(unsafe.Pointer(header)), flags|unix.MSG_DONTWAIT)
+// letter is a system call with a message, made as soon as it need not wait. It is made once and used again: anew for each packet it would be garbage, which nobody comes to collect in a
+// holder. Go's scheduler is not told of the call, or would look after the thread every 20 us for as long as clients come: a quarter of what the holder does for one.
+type letter struct {
+	header unix.Msghdr
+	piece  unix.Iovec
+	once   func(fd uintptr) (done bool)
+	n      int // bytes
+	errno  syscall.Errno
+}
+
+func newLetter(call, flags uintptr) *letter {
+	m := &letter{}
+	m.once = func(fd uintptr) bool {
+		var n uintptr
+		for m.errno = unix.EINTR; m.errno == unix.EINTR; {
+			n, _, m.errno = unix.RawSyscall(call, fd, uintptr(unsafe.Pointer(&m.header)), flags|unix.MSG_DONTWAIT)
 		}
-		n = int(size)
-		return failure != unix.EAGAIN
-	})
-	if err == nil && failure != 0 {
-		err = os.NewSyscallError(name, failure)
+		m.n = int(n)
+		return m.errno != unix.EAGAIN
 	}
-	return n, err
+	return m
+}
+
+// holds makes the message one of these bytes, and of these about descriptors, or one that takes so many.
+func (m *letter) holds(bytes, rights []byte) {
+	m.piece.Base = &bytes[0]
+	m.piece.SetLen(len(bytes))
+	m.header = unix.Msghdr{Iov: &m.piece, Control: unsafe.SliceData(rights)}
+	m.header.SetIovlen(1)
+	m.header.SetControllen(len(rights))
+}
+
+// failure returns how the call has failed, or nil.
+func (m *letter) failure(name string) error {
+	if m.errno != 0 {
+		return os.NewSyscallError(name, m.errno)
+	}
+	return nil
 }
 
 // reader reads packets from a line.
 type reader struct {
-	line   *line
-	buffer []byte
-	rights []byte
+	line      *line
+	receiving *letter
+	buffer    []byte
+	rights    []byte
+	fds       []int
 }
 
 func newReader(l *line) *reader {
-	return &reader{l, make([]byte, maxPacket), make([]byte, unix.CmsgSpace(4*maxPacketFds))}
+	return &reader{l, newLetter(unix.SYS_RECVMSG, unix.MSG_CMSG_CLOEXEC), make([]byte, maxPacket), make([]byte, unix.CmsgSpace(4*maxPacketFds)), nil}
 }
 
-// read returns the next packet, whose body is valid until the next one is read. The descriptors are the caller's. io.EOF says that there is nobody at the other end.
+// read returns the next packet, whose parts are valid until the next one is read. The descriptors are the caller's. io.EOF says that there is nobody at the other end.
 func (r *reader) read() (packet, error) {
-	piece := unix.Iovec{Base: &r.buffer[0]}
-	piece.SetLen(len(r.buffer))
-	header := unix.Msghdr{Iov: &piece, Control: &r.rights[0]}
-	header.SetIovlen(1)
-	header.SetControllen(len(r.rights))
-	n, err := r.line.call("recvmsg", unix.SYS_RECVMSG, r.line.raw.Read, &header, unix.MSG_CMSG_CLOEXEC)
+	m := r.receiving
+	m.holds(r.buffer, r.rights)
+	err := r.line.raw.Read(m.once)
+	if err == nil {
+		err = m.failure("recvmsg")
+	}
 	if errors.Is(err, syscall.ECONNRESET) {
 		err = io.EOF
 	}
 	if err != nil {
 		return packet{}, err
 	}
-	rights, flags := int(header.Controllen), int(header.Flags)
-	var p packet
-	if rights > 0 {
-		messages, err := unix.ParseSocketControlMessage(r.rights[:rights])
-		for i := range messages {
-			fds, failure := unix.ParseUnixRights(&messages[i])
-			p.fds, err = append(p.fds, fds...), errors.Join(err, failure)
-		}
+	r.fds = r.fds[:0]
+	for rights := r.rights[:m.header.Controllen]; len(rights) > 0; {
+		header, fds, rest, err := unix.ParseOneSocketControlMessage(rights)
 		if err != nil {
-			return p, err
+			return packet{fds: r.fds}, err
+		}
+		for rights = rest; header.Level == unix.SOL_SOCKET && header.Type == unix.SCM_RIGHTS && len(fds) >= 4; fds = fds[4:] {
+			r.fds = append(r.fds, int(int32(binary.NativeEndian.Uint32(fds))))
 		}
 	}
-	if n < packetHeader {
+	p := packet{fds: r.fds}
+	if m.n < packetHeader {
 		return p, io.EOF
 	}
-	if flags&(unix.MSG_CTRUNC|unix.MSG_TRUNC) != 0 {
+	if m.header.Flags&(unix.MSG_CTRUNC|unix.MSG_TRUNC) != 0 {
 		p.close()
 		return p, errors.New("descriptors were lost: is the limit of open files too low?")
 	}
-	p.op, p.a, p.b, p.body = r.buffer[0], binary.LittleEndian.Uint32(r.buffer[4:]), binary.LittleEndian.Uint32(r.buffer[8:]), r.buffer[packetHeader:n]
+	p.op, p.a, p.b, p.body = r.buffer[0], binary.LittleEndian.Uint32(r.buffer[4:]), binary.LittleEndian.Uint32(r.buffer[8:]), r.buffer[packetHeader:m.n]
 	return p, nil
 }
 
@@ -272,7 +294,7 @@ func Attach() (*Link, bool, error) {
 	if err := json.Unmarshal(p.body, &w); err != nil || len(w.Listeners) != len(p.fds)-1 {
 		return nil, true, fmt.Errorf("the link to the holder: %d listeners, %d descriptors, %v", len(w.Listeners), len(p.fds), err)
 	}
-	l.listeners, l.fds = w.Listeners, p.fds[1:]
+	l.listeners, l.fds = w.Listeners, slices.Clone(p.fds[1:])
 	l.table, err = OpenTable(p.fds[0])
 	return l, true, err
 }
