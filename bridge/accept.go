@@ -234,7 +234,11 @@ func (b *Bridge) upgrade(w http.ResponseWriter, r *http.Request, c *conn, header
 	sock.owner = c
 	c.keepSocket()
 	c.mu.Unlock()
-	if err := sock.open(switching(r.Header["Sec-Websocket-Key"][0], header, compressed, confirm), b.config.WriteTimeout); err != nil {
+	p := scraps.Get().(*[]byte)
+	*p = switching((*p)[:0], r.Header["Sec-Websocket-Key"][0], header, compressed, confirm)
+	err = sock.open(*p, b.config.WriteTimeout)
+	scraps.Put(p)
+	if err != nil {
 		sock.Conn.Close()
 		b.upgraded.Add(-1)
 		return false, err

@@ -3,7 +3,6 @@ package bridge
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,7 +13,7 @@ import (
 	"time"
 )
 
-// Clients are the connections on which clients ask for a WebSocket. A plain handshake, see isPlainHandshake, is read and answered here: net/http makes 8 KB of buffers for each,
+// Clients are the connections on which clients ask for a WebSocket. A plain handshake is read and answered here: net/http makes 8 KB of buffers for each,
 // which it never sees again, and a goroutine that reads beside the handler. With anything else the connection is net/http's, with all that has been read of it.
 type Clients struct {
 	bridge *Bridge
@@ -30,10 +29,7 @@ type Clients struct {
 func (b *Bridge) Clients(server *http.Server) *Clients {
 	cs := &Clients{bridge: b, server: server, open: map[net.Conn]struct{}{}}
 	cs.heads.New = func() any {
-		o := &opening{}
-		o.reader = bufio.NewReaderSize(&o.head, openingBuffer)
-		o.writer = bufio.NewWriterSize(nil, openingBuffer)
-		return o
+		return &opening{writer: bufio.NewWriterSize(nil, openingBuffer)}
 	}
 	return cs
 }
@@ -97,20 +93,17 @@ func (cs *Clients) serve(conn net.Conn) {
 			cs.end(conn, http.StateClosed)
 		}
 		o.conn, o.header, o.body = nil, nil, nil
+		o.handshake.forget()
 		o.writer.Reset(nil)
 		cs.heads.Put(o)
 	}()
 	if err := o.read(); err != nil && o.have == 0 {
 		return
 	}
-	if isPlainHandshake(o.buffer[:o.have]) {
-		o.head.Reset(o.buffer[:o.have])
-		o.reader.Reset(&o.head)
-		if r, err := http.ReadRequest(o.reader); err == nil {
-			r.RemoteAddr = conn.RemoteAddr().String()
-			o.answer(r)
-			return
-		}
+	if o.handshake.read(o.buffer[:o.have]) {
+		o.handshake.request.RemoteAddr = conn.RemoteAddr().String()
+		o.answer(&o.handshake.request)
+		return
 	}
 	o.taken = true
 	cs.server.Serve(&single{conn: &passedOn{Conn: conn, early: bytes.Clone(o.buffer[:o.have]), by: o.by, done: func() {}}})
@@ -127,14 +120,14 @@ type opening struct {
 	buffer  [openingBuffer]byte
 	have    int
 	by      time.Time // when the request must have come
-	head    bytes.Reader
-	reader  *bufio.Reader
-	writer  *bufio.Writer // of an answer that is no upgrade
+	taken   bool      // the connection is somebody else's
 
-	header http.Header
+	handshake plainHandshake
+
+	header http.Header // of the answer, and so on
 	status int
 	body   []byte
-	taken  bool // the connection is somebody else's
+	writer *bufio.Writer // of one that is no upgrade
 }
 
 // read reads until the head is there, or what is there is no plain handshake.
@@ -216,15 +209,9 @@ func (o *opening) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-var errTaken = errors.New("the connection has been taken already")
-
-// Hijack gives the connection away. Nothing has been read that is not part of the request.
-func (o *opening) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	if o.taken {
-		return nil, nil, errTaken
-	}
+// take gives the connection away. Nothing has been read that is not part of the request.
+func (o *opening) take() net.Conn {
 	o.taken = true
 	o.clients.end(o.conn, http.StateHijacked)
-	o.writer.Reset(o.conn)
-	return o.conn, bufio.NewReadWriter(o.reader, o.writer), nil
+	return o.conn
 }

@@ -67,13 +67,12 @@ func FuzzPlainHandshake(f *testing.F) {
 // compareHandshake returns whether it is plain. Then net/http's server has to come to the same request.
 func compareHandshake(t *testing.T, data []byte) bool {
 	t.Helper()
-	if !isPlainHandshake(data) {
+	var h plainHandshake
+	h.read([]byte("GET /before HTTP/1.1\r\nHost: before\r\nX-Before: x\r\nPragma: no-cache\r\n\r\n"))
+	if !h.read(data) {
 		return false
 	}
-	got, err := http.ReadRequest(bufio.NewReader(strings.NewReader(string(data))))
-	if err != nil {
-		return true // net/http's server says why
-	}
+	got := &h.request
 	var want *http.Request
 	ours, theirs := net.Pipe()
 	over := make(chan struct{})

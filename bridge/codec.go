@@ -12,11 +12,10 @@ import (
 // recordVersion is that of the records this program writes, and the only one it reads.
 const recordVersion = 1
 
-// encode returns the record in a form that another version of this program can read, or knows that it can't. What has a place of its own in the
+// encode appends the record to p in a form that another version of this program can read, or knows that it can't. What has a place of its own in the
 // connection's slot (its sequence, position and counters) is not in it.
-func (r *record) encode() []byte {
+func (r *record) encode(p []byte) []byte {
 	h := r.Handshake
-	p := make([]byte, 0, 256+len(h.Path)+len(h.Query)+len(h.Cookie))
 	p = append(p, recordVersion)
 	text := func(s string) {
 		p = binary.AppendUvarint(p, uint64(len(s)))

@@ -20,7 +20,7 @@ var someRecord = record{
 
 func TestARecordComesBackAsItWas(t *testing.T) {
 	for _, r := range []record{someRecord, {ID: "x", Since: time.Unix(0, 0), Handshake: &upstream.Handshake{}}} {
-		got, err := decodeRecord(r.encode())
+		got, err := decodeRecord(r.encode(nil))
 		if err != nil || !reflect.DeepEqual(got, r) {
 			t.Errorf("%+v came back as %+v, %v", r, got, err)
 		}
@@ -28,7 +28,7 @@ func TestARecordComesBackAsItWas(t *testing.T) {
 }
 
 func TestARecordOfAnotherVersionOrADamagedOneIsRefused(t *testing.T) {
-	whole := someRecord.encode()
+	whole := someRecord.encode(nil)
 	for i := range whole {
 		if _, err := decodeRecord(whole[:i]); err == nil {
 			t.Errorf("%d of %d bytes were taken for a record", i, len(whole))
@@ -44,10 +44,10 @@ func TestARecordOfAnotherVersionOrADamagedOneIsRefused(t *testing.T) {
 }
 
 func FuzzDecodeRecord(f *testing.F) {
-	f.Add(someRecord.encode())
+	f.Add(someRecord.encode(nil))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		if r, err := decodeRecord(p); err == nil {
-			if again, err := decodeRecord(r.encode()); err != nil || !reflect.DeepEqual(again, r) {
+			if again, err := decodeRecord(r.encode(nil)); err != nil || !reflect.DeepEqual(again, r) {
 				t.Errorf("%+v came back as %+v, %v", r, again, err)
 			}
 		}

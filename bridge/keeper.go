@@ -262,7 +262,10 @@ func (k *kept) save(r *record, stage holder.Stage) {
 	if k == nil {
 		return
 	}
-	k.stale = !k.put(r.encode(), stage)
+	p := scraps.Get().(*[]byte)
+	*p = r.encode((*p)[:0])
+	k.stale = !k.put(*p, stage)
+	scraps.Put(p)
 }
 
 // put makes the bytes what survives of the connection.

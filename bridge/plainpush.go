@@ -109,8 +109,9 @@ func plainFieldOf(name []byte) plainField {
 }
 
 // plainHost reports whether a host is a name or an address, with or without a port.
-func plainHost(host []byte) bool {
-	for _, b := range host {
+func plainHost[T string | []byte](host T) bool {
+	for i := range len(host) {
+		b := host[i]
 		if b != '.' && b != '-' && b != ':' && b != '[' && b != ']' && (b < '0' || b > '9') && (b|0x20 < 'a' || b|0x20 > 'z') {
 			return false
 		}
@@ -129,8 +130,9 @@ func plainPath(path []byte) bool {
 }
 
 // printable reports whether s is of printable ASCII, spaces and tabs.
-func printable(s []byte) bool {
-	for _, b := range s {
+func printable[T string | []byte](s T) bool {
+	for i := range len(s) {
+		b := s[i]
 		if (b < ' ' || b > '~') && b != '\t' {
 			return false
 		}

@@ -39,8 +39,11 @@ type socket struct {
 	needed   int64           // when it last was for something that a parked connection can't do, Unix nanoseconds; the connection's lock guards it
 }
 
-// takeOver hijacks the request's connection.
+// takeOver takes the connection of a request over.
 func takeOver(w http.ResponseWriter) (*socket, error) {
+	if o, ok := w.(*opening); ok {
+		return newSocket(o.take(), nil), nil
+	}
 	hijacker, ok := w.(http.Hijacker)
 	if !ok {
 		return nil, fmt.Errorf("%T can't hand over its connection", w)
@@ -49,18 +52,21 @@ func takeOver(w http.ResponseWriter) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{Conn: raw}
-	if n := brw.Reader.Buffered(); n > 0 {
-		s.early = make([]byte, n)
-		io.ReadFull(brw.Reader, s.early) // it is buffered: it can't fail
-	}
+	early := make([]byte, brw.Reader.Buffered())
+	io.ReadFull(brw.Reader, early) // it is buffered: it can't fail
 	if p, ok := raw.(*passedOn); ok {
-		s.Conn, s.early = p.Conn, append(s.early, p.early...)
+		raw, early = p.Conn, append(early, p.early...)
 	}
-	if holder, ok := s.Conn.(syscall.Conn); ok {
+	return newSocket(raw, early), nil
+}
+
+// newSocket returns the socket of a connection whose client has sent something behind its handshake already.
+func newSocket(conn net.Conn, early []byte) *socket {
+	s := &socket{Conn: conn, early: early}
+	if holder, ok := conn.(syscall.Conn); ok {
 		s.raw, _ = holder.SyscallConn() // without it the writer writes
 	}
-	return s, nil
+	return s
 }
 
 // Read reads for gorilla, up to the first frame that breaks a rule. It remembers the socket's own error, so that a broken rule can be told
@@ -137,19 +143,20 @@ func (s *socket) open(p []byte, timeout time.Duration) error {
 	c := s.owner
 	now := time.Now()
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	f, greeted := c.greeting(now)
 	if greeted {
 		p = append(p, f.wire...)
 	}
 	c.kept.begin(p, nil, nil)
-	c.mu.Unlock()
 	if n := s.tryWrite(p); n < len(p) {
-		if err := s.send(p[n:], timeout); err != nil {
+		c.mu.Unlock()
+		err := s.send(p[n:], timeout)
+		c.mu.Lock()
+		if err != nil {
 			return err
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.kept != nil {
 		c.kept.opens()
 	}

@@ -24,7 +24,7 @@ func TestSwitching(t *testing.T) {
 		{"fields", http.Header{"Set-Cookie": {"a=1", "b=2; Path=/"}}, false, 0, "Set-Cookie: a=1\r\nSet-Cookie: b=2; Path=/\r\n\r\n"},
 		{"a field with line breaks", http.Header{"Set-Cookie": {"a=1\r\nX: y\x00\tz"}}, false, 0, "Set-Cookie: a=1  X: y  z\r\n\r\n"},
 	} {
-		if got := string(switching(key, test.header, test.compressed, test.window)); got != begin+test.want {
+		if got := string(switching(nil, key, test.header, test.compressed, test.window)); got != begin+test.want {
 			t.Errorf("%s: %q, want %q", test.name, got, begin+test.want)
 		}
 	}

@@ -9,17 +9,20 @@ import (
 )
 
 const (
-	// garbage is how much may always pile up before it is collected, in bytes: what is left at the peak of some thousand handshakes is for the system to find.
+	// garbage is how much may always pile up before it is collected, in bytes.
 	garbage = 4 << 20
 	// rush is the same while messages make so much garbage that a collection for every few megabytes would cost more processor than those are worth, and be what the slowest of
 	// them wait for; rushFrom is how much that is, in bytes a second: of some 4,000 messages.
 	rush     = 16 << 20
 	rushFrom = 4 << 20
-	// handshakeGarbage is what a handshake leaves behind, in bytes, about.
-	handshakeGarbage = 6 << 10
-	// garbagePercent is how much may pile up beside the memory of many connections. Go's 100 % would double it, and what piles up
-	// beside idle ones is left from their handshakes.
+	// garbagePercent is how much may pile up beside the memory of many connections. Go's 100 % would double it.
 	garbagePercent = 40
+	// crowd and crowdPercent are the same while it is handshakes that make the garbage: what is left at the peak of ten thousand of them is for the system to find, while idle connections
+	// need little more than that themselves.
+	crowd        = 2 << 20
+	crowdPercent = 25
+	// handshakeGarbage is what a handshake leaves behind, in bytes, about.
+	handshakeGarbage = 4 << 10
 )
 
 // arrivals counts the sockets of clients that this process has accepted.
@@ -45,11 +48,14 @@ func (p *pace) set() {
 func (p *pace) percent(now time.Time, live, allocated, arrived uint64) int {
 	made, handshakes, seconds := float64(allocated-p.allocated), float64(arrived-p.arrived), now.Sub(p.at).Seconds()
 	*p = pace{now, allocated, arrived}
-	room := garbage
-	if made > rushFrom*seconds && handshakes*handshakeGarbage < made/4 {
+	room, percent := garbage, garbagePercent
+	switch {
+	case handshakes*handshakeGarbage >= made/4:
+		room, percent = crowd, crowdPercent
+	case made > rushFrom*seconds:
 		room = rush
 	}
-	return max(garbagePercent, room*100/int(max(live, 4<<20))) // the runtime takes a smaller heap for 4 MiB
+	return max(percent, room*100/int(max(live, 4<<20))) // the runtime takes a smaller heap for 4 MiB
 }
 
 const (

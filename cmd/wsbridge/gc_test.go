@@ -8,10 +8,10 @@ import (
 func TestGarbageIsBoundedByTheLargerOfAnAmountAndAShare(t *testing.T) {
 	began := time.Now()
 	for _, row := range []struct {
-		live        uint64
-		calm, rushs int
+		live                uint64
+		calm, rushs, crowds int
 	}{
-		{0, 100, 400}, {1 << 20, 100, 400}, {4 << 20, 100, 400}, {8 << 20, 50, 200}, {16 << 20, 40, 100}, {32 << 20, 40, 50}, {40 << 20, 40, 40}, {1 << 40, 40, 40},
+		{0, 100, 400, 50}, {1 << 20, 100, 400, 50}, {4 << 20, 100, 400, 50}, {8 << 20, 50, 200, 25}, {16 << 20, 40, 100, 25}, {32 << 20, 40, 50, 25}, {40 << 20, 40, 40, 25}, {1 << 40, 40, 40, 25},
 	} {
 		for what, test := range map[string]struct {
 			in                 time.Duration
@@ -22,7 +22,8 @@ func TestGarbageIsBoundedByTheLargerOfAnAmountAndAShare(t *testing.T) {
 			"little":             {time.Second, rushFrom, 0, row.calm},
 			"many messages":      {time.Second / 10, rushFrom, 0, row.rushs},
 			"some handshakes":    {time.Second / 10, rushFrom, 100, row.rushs},
-			"handshakes for all": {time.Second / 10, rushFrom, 1000, row.calm},
+			"handshakes for all": {time.Second / 10, rushFrom, 1000, row.crowds},
+			"few handshakes":     {time.Second, rushFrom / 100, 10, row.crowds},
 		} {
 			p := pace{at: began, allocated: 1 << 30, arrived: 5000}
 			if got := p.percent(began.Add(test.in), row.live, p.allocated+test.allocated, p.arrived+test.arrived); got != test.want {
