@@ -169,6 +169,9 @@ func BenchmarkHeartbeats(b *testing.B) {
 	tabulate("heartbeats", []string{"connections", "pings in 25 s", "wsbridge, % of a core"}, fmt.Sprint(clients), fmt.Sprint(clients), fmt.Sprintf("%.1f", share))
 }
 
+// warmUp is how long a server may be busy with itself when it has started: wsbridge has a spare worker a second behind the first.
+const warmUp = 2 * time.Second
+
 // BenchmarkConnect prints the server's processor time for opening a connection: wsbridge asks the backend whether it may be, the others don't.
 func BenchmarkConnect(b *testing.B) {
 	const clients = 5_000
@@ -176,6 +179,7 @@ func BenchmarkConnect(b *testing.B) {
 	compare(b, "connect", "connections", fmt.Sprint(clients), []string{"wsbridge", "nchan", "gorilla"}, "us/connection", func(kind string) float64 {
 		s := bed.start(b, kind)
 		defer s.stop()
+		time.Sleep(warmUp)
 		before := s.cpu(b)
 		f := dial(b, s, clients, 0, s.url)
 		defer f.close()
@@ -190,6 +194,7 @@ func BenchmarkOpening(b *testing.B) {
 	compare(b, "opening", "connections", fmt.Sprint(clients), []string{"wsbridge", "nchan", "gorilla"}, "opened/s", func(kind string) float64 {
 		s := bed.start(b, kind)
 		defer s.stop()
+		time.Sleep(warmUp)
 		began := time.Now()
 		f := dial(b, s, clients, 0, s.url)
 		took := time.Since(began)
