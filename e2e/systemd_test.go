@@ -532,10 +532,15 @@ func (m machine) worker(t *testing.T) string {
 	return status[1]
 }
 
-// follow returns the unit's journal from now on.
+// follow returns what the unit's journal says from now on, however long it takes until it is read.
 func (m machine) follow(t *testing.T) *process {
 	t.Helper()
-	cmd := m.command(t.Context(), "exec journalctl --no-pager -o cat -n 0 -fu wsbridge")
+	last := m.must(t, "journalctl --no-pager -q -o cat -n 1 --show-cursor")
+	_, cursor, found := strings.Cut(last, "-- cursor: ")
+	if !found {
+		t.Fatalf("the journal has no cursor: %s", last)
+	}
+	cmd := m.command(t.Context(), "exec journalctl --no-pager -o cat --no-tail -fu wsbridge --after-cursor='"+strings.TrimSpace(cursor)+"'")
 	return start(t, cmd.Env, cmd.Path, cmd.Args[1:]...)
 }
 
