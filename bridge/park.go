@@ -161,40 +161,48 @@ func (c *conn) lieDown() bool {
 	if s.held != nil && (s.buffer.Buffered() > 0 || s.guard.offset != s.held.dropped.Load()) {
 		return false
 	}
-	conn := s.Conn.(heldConn).Conn
-	fd, sole := -1, false
-	bare, ok := conn.(interface {
-		surrender() (fd int)
-		takeBack(fd int)
-	})
-	if ok {
-		fd = bare.surrender()
-		sole = fd >= 0
-	}
-	if !sole {
-		fd = duplicate(s.raw)
-	}
+	fd, leave := s.detach()
 	if fd < 0 {
 		return false
 	}
 	if c.bridge.parking.add(fd, c) != nil {
-		if sole {
-			bare.takeBack(fd)
-		} else {
-			closeDuplicate(fd)
-		}
+		leave(false)
 		return false
 	}
 	if s.held != nil {
 		s.held.stop()
 	}
-	if !sole {
-		conn.Close() // the descriptor alone
-	}
+	leave(true)
 	c.parked, c.socket = int32(fd), nil
 	c.unburden()
 	c.putAway()
 	return true
+}
+
+// detach returns a descriptor for the common watch, or one below 0, and what is to be told whether it is watched: then nothing else is left of the socket here, else all is as it was.
+func (s *socket) detach() (fd int, leave func(watched bool)) {
+	conn := s.Conn.(heldConn).Conn
+	bare, ok := conn.(interface {
+		surrender() (fd int)
+		takeBack(fd int)
+	})
+	if ok {
+		if fd = bare.surrender(); fd >= 0 {
+			return fd, func(watched bool) {
+				if !watched {
+					bare.takeBack(fd)
+				}
+			}
+		}
+	}
+	fd = duplicate(s.raw)
+	return fd, func(watched bool) {
+		if watched {
+			conn.Close() // the descriptor alone
+		} else {
+			closeDuplicate(fd)
+		}
+	}
 }
 
 // goOnWaiting gives the reader, which was to be called away, the deadline that it had. The lock is held.
