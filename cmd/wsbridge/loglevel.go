@@ -40,6 +40,7 @@ func (l *logLevel) toggle(log *slog.Logger) {
 	if l.back != nil {
 		l.back.Stop()
 		l.back = nil
+		l.Set(min(l.usual, slog.LevelInfo)) // of which the next line is
 		log.Info("the log's level is the usual one again")
 		l.Set(l.usual)
 		return
