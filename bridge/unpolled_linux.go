@@ -191,14 +191,16 @@ func (u *unpolled) failure(operation string, err error) error {
 
 // Close closes it.
 func (u *unpolled) Close() error {
-	if p := u.polled.Load(); p != nil {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if p := u.polled.Load(); p != nil { // by now: somebody may just have begun to wait
 		return p.Close()
 	}
-	fd := u.surrender()
-	if fd < 0 {
+	if u.fd < 0 {
 		return net.ErrClosed
 	}
-	unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+	unix.RawSyscall(unix.SYS_CLOSE, uintptr(u.fd), 0, 0)
+	u.fd = -1
 	return nil
 }
 

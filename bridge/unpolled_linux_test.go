@@ -198,6 +198,27 @@ func TestAClosedUnpolledConnectionUsesNoDescriptor(t *testing.T) {
 	}
 }
 
+// Clients are closed from elsewhere, in whatever moment: also as their reader begins to wait.
+func TestClosingAnUnpolledConnectionEndsWhoBeginsToWait(t *testing.T) {
+	_, l := unpolledListen(t, "tcp", "127.0.0.1:0")
+	for range 300 {
+		theirs, ours := meet(t, l)
+		over := make(chan struct{})
+		go func() {
+			defer close(over)
+			for err := error(nil); err == nil; {
+				_, err = ours.Read(make([]byte, 8))
+			}
+		}()
+		ours.Close()
+		theirs.SetReadDeadline(time.Now().Add(clientsPatience))
+		if _, err := theirs.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("it is closed, and its client is not told")
+		}
+		<-over
+	}
+}
+
 func TestClosingAnUnpolledListenerEndsAccept(t *testing.T) {
 	plain, l := unpolledListen(t, "tcp", "127.0.0.1:0")
 	accepted := make(chan error, 1)
