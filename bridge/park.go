@@ -182,11 +182,10 @@ func (c *conn) lieDown() bool {
 // detach returns a descriptor for the common watch, or one below 0, and what is to be told whether it is watched: then nothing else is left of the socket here, else all is as it was.
 func (s *socket) detach() (fd int, leave func(watched bool)) {
 	conn := s.Conn.(heldConn).Conn
-	bare, ok := conn.(interface {
+	if bare, ok := conn.(interface {
 		surrender() (fd int)
 		takeBack(fd int)
-	})
-	if ok {
+	}); ok {
 		if fd = bare.surrender(); fd >= 0 {
 			return fd, func(watched bool) {
 				if !watched {

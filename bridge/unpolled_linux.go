@@ -18,10 +18,10 @@ import (
 )
 
 // Most sockets of clients never have anybody who waits for them: the handshake is there as soon as the socket is, the answers go out at once, and then it is parked. Go's poller need not
-// know such a socket. To tell it of one, and back, is a dozen system calls, of which most wake the scheduler's watchdog, and was a quarter of what opening a connection costs.
+// know such a socket. To tell it of one, and back, is a dozen system calls, of which most wake the scheduler's watchdog, and was a seventh of what opening a connection costs.
 
 // Unpolled returns a listener that accepts what l would, without Go's poller: a connection is made known to it when somebody waits for the client, or for room to write. Closing it closes l. Where it can't be, it is l.
-// Of TCP, a connection is accepted once the client has said something, or after some seconds (TCP_DEFER_ACCEPT); the options that package net gives its connections are the
+// Of TCP, a connection is accepted once the client has said something, or after a second (TCP_DEFER_ACCEPT); the options that package net gives its connections are the
 // listener's, from which the kernel copies them.
 func Unpolled(l net.Listener) net.Listener {
 	holder, ok := l.(interface{ File() (*os.File, error) })

@@ -329,7 +329,7 @@ func (l *Link) Listener(name, address string) (net.Listener, error) {
 	}
 	fd, err := unix.FcntlInt(uintptr(l.fds[i]), unix.F_DUPFD_CLOEXEC, linkFd+1)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("listen on %q: %w", address, err)
 	}
 	file := os.NewFile(uintptr(fd), address)
 	defer file.Close()
